@@ -1,0 +1,40 @@
+// The library's namespace in torch, its thread pool, and what it reports about the machine it runs on.
+#include "anabranch/core/cpu_features.hpp"
+#include "anabranch/core/parallel.hpp"
+#include "torch.hpp"
+
+namespace anabranch {
+namespace {
+
+// Workers are torch's own threads: torch.set_num_threads governs us too, and no second pool competes for the cores.
+const bool uses_torch_threads = [] {
+  parallel_backend() = {[] { return static_cast<int>(torch::stable::get_num_threads()); },
+                        [](int num_workers, void (*body)(int, void*), void* context) {
+                          torch::stable::parallel_for(0, num_workers, 1, [&](int64_t begin, int64_t end) {
+                            for (int64_t worker = begin; worker < end; ++worker) body(static_cast<int>(worker), context);
+                          });
+                        }};
+  return true;
+}();
+
+int64_t cpu_isa_op() { return static_cast<int64_t>(cpu_isa()); }
+
+void set_cpu_isa_op(int64_t isa) {
+  check(isa >= 0 && isa <= static_cast<int64_t>(detected_cpu_isa()), "set_cpu_isa: isa is ", isa, ", must be 0 to ",
+        static_cast<int64_t>(detected_cpu_isa()), " on this CPU");
+  set_cpu_isa(static_cast<CpuIsa>(isa));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(anabranch, m) {
+  m.def("cpu_isa() -> int");
+  m.def("set_cpu_isa(int isa) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(anabranch, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa_op));
+  m.impl("set_cpu_isa", TORCH_BOX(&set_cpu_isa_op));
+}
+
+}  // namespace anabranch

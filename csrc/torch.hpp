@@ -1,0 +1,135 @@
+// The only file that includes torch: tensors as views, outputs, the thread pool, and the names used in errors.
+//
+// Ops are registered through torch's stable C++ interface (torch/csrc/stable), so one binary serves every torch from
+// 2.10 on. Arguments are checked with anabranch::check, which throws std::invalid_argument: ValueError in Python.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "anabranch/core/check.hpp"
+#include "anabranch/core/scalar.hpp"
+
+namespace anabranch {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    default: return "an unsupported dtype";
+  }
+}
+
+inline std::string shape_string(const Tensor& tensor) {
+  std::string text = "(";
+  const auto sizes = tensor.sizes();
+  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + (sizes.size() == 1 ? ",)" : ")");
+}
+
+inline std::string device_string(const Tensor& tensor) {
+  return tensor.is_cpu() ? "cpu" : tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another device";
+}
+
+inline void check_dim(const char* op, const char* name, const Tensor& tensor, int64_t dim) {
+  check(tensor.dim() == dim, op, ": ", name, " has shape ", shape_string(tensor), ", must have ", dim, " dimensions");
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& tensor, ScalarType type) {
+  check(tensor.scalar_type() == type, op, ": ", name, " is ", dtype_name(tensor.scalar_type()), ", must be ",
+        dtype_name(type), "; convert it with .to(torch.", dtype_name(type), ")");
+}
+
+inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType type = tensor.scalar_type();
+  check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
+            type == ScalarType::Half,
+        op, ": ", name, " is ", dtype_name(type), ", must be float32, float64, bfloat16 or float16");
+}
+
+inline void check_same_device(const char* op, const char* name, const Tensor& tensor, const char* anchor_name,
+                              const Tensor& anchor) {
+  check(tensor.is_cpu() == anchor.is_cpu() && tensor.get_device_index() == anchor.get_device_index(), op, ": ", name,
+        " is on ", device_string(tensor), ", must be on ", device_string(anchor), " like ", anchor_name,
+        "; move it with .to(", anchor_name, ".device)");
+}
+
+/// A contiguous int32 vector of `size` entries (any size if negative), as every part of a plan is.
+inline void check_index_vector(const char* op, const char* name, const Tensor& tensor, int64_t size = -1) {
+  check_dtype(op, name, tensor, ScalarType::Int);
+  check_dim(op, name, tensor, 1);
+  check(size < 0 || tensor.size(0) == size, op, ": ", name, " has shape ", shape_string(tensor), ", must be (", size,
+        ",)");
+  check(tensor.is_contiguous(), op, ": ", name, " is not contiguous, must be; call .contiguous()");
+}
+
+inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+  return torch::stable::new_empty(like, std::vector<int64_t>(shape), type);
+}
+
+inline Tensor zeros_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+  return torch::stable::new_zeros(like, std::vector<int64_t>(shape), type);
+}
+
+/// The values of `tensor` in one row-major block; the tensor itself where it is one already.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional(as_contiguous(*tensor)) : std::nullopt;
+}
+
+inline ScalarType accumulate_type(ScalarType type) {
+  return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+const T* data(const std::optional<Tensor>& tensor) {
+  return tensor ? data<T>(*tensor) : nullptr;
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+/// Calls f(Type<T>{}) with T the element type of `type`, which must be floating (check_floating).
+template <class F>
+decltype(auto) dispatch_floating(ScalarType type, F&& f) {
+  switch (type) {
+    case ScalarType::Double: return f(Type<double>{});
+    case ScalarType::BFloat16: return f(Type<bfloat16>{});
+    case ScalarType::Half: return f(Type<half>{});
+    default: return f(Type<float>{});
+  }
+}
+
+}  // namespace anabranch

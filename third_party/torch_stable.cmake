@@ -1,0 +1,17 @@
+# torch's stable C++ interface: its headers and libtorch.so, found through the Python that builds.
+#
+# find_package(Torch) is not used: it records more libraries than libtorch.so and overrides CMAKE_CUDA_ARCHITECTURES.
+# TORCH_TARGET_VERSION 2.10 makes one binary serve torch 2.10 and later.
+find_package(Python 3.10 COMPONENTS Interpreter REQUIRED)
+execute_process(
+  COMMAND ${Python_EXECUTABLE} -c
+          "import importlib.util as u, pathlib as p; print(p.Path(u.find_spec('torch').origin).parent.as_posix(), end='')"
+  OUTPUT_VARIABLE torch_root RESULT_VARIABLE torch_missing)
+if(torch_missing OR NOT EXISTS "${torch_root}/include/torch/csrc/stable/library.h")
+  message(FATAL_ERROR "torch >= 2.10 is needed by ${Python_EXECUTABLE} to build anabranch: pip install torch")
+endif()
+add_library(torch_stable INTERFACE)
+target_include_directories(torch_stable SYSTEM INTERFACE "${torch_root}/include")
+target_compile_definitions(torch_stable INTERFACE TORCH_TARGET_VERSION=0x020a000000000000)
+target_link_libraries(torch_stable INTERFACE "${torch_root}/lib/libtorch.so")
+target_link_options(torch_stable INTERFACE "LINKER:--no-as-needed")

@@ -1,0 +1,12 @@
+// GCC 12 takes the undefined pass-through operands inside its own AVX-512 header for uninitialised variables.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include "anabranch/core/gemm_driver.hpp"
+#include "anabranch/core/gemm_lanes_avx512bf16.hpp"
+
+namespace anabranch {
+
+void gemm_avx512_bf16(const detail::GemmArguments<bfloat16>& arguments) {
+  detail::gemm_tile<avx512_bf16::Bfloat16PairLanes>(arguments);
+}
+
+}  // namespace anabranch

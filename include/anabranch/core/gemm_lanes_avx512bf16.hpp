@@ -1,0 +1,78 @@
+// Vectors of 64 bytes that hold pairs of bfloat16, two consecutive k each, for vdpbf16ps;
+// gemm_lanes_portable.hpp tells what each member means.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "anabranch/core/scalar.hpp"
+
+namespace anabranch::avx512_bf16 {
+
+struct Bfloat16PairLanes {
+  using Packed = uint32_t;
+  using Sum = float;
+  using Vector = __m512i;
+  using SumVector = __m512;
+  static constexpr int width = 16;
+  static constexpr int group = 2;
+  static constexpr int rows = 8;
+  static constexpr int vectors = 3;
+
+  static __mmask16 mask(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
+
+  static uint32_t convert(const bfloat16* pair) { return pair[0].bits | static_cast<uint32_t>(pair[1].bits) << 16; }
+
+  static __m512 zero() { return _mm512_setzero_ps(); }
+  static __m512i load(const uint32_t* from) { return _mm512_loadu_si512(from); }
+  static void store(uint32_t* to, __m512i v) { _mm512_storeu_si512(to, v); }
+  static __m512i broadcast(const uint32_t* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
+
+  static __m512i load_input(const bfloat16* from) { return _mm512_loadu_si512(from); }
+  static __m512i load_input(const bfloat16* from, int64_t count) {
+    return _mm512_maskz_loadu_epi16(count >= 32 ? 0xffffffffu : (1u << count) - 1, from);
+  }
+  static __m512i load_across(const bfloat16* const (&from)[2], int64_t count) {
+    const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(count), from[0]));
+    const __m256i odd = from[1] ? _mm256_maskz_loadu_epi16(mask(count), from[1]) : _mm256_setzero_si256();
+    return _mm512_or_si512(even, _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+  }
+
+  static __m512 multiply_add(__m512i a, __m512i b, __m512 sum) {
+    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+  static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
+  static __m512 load_sum(const float* from) { return _mm512_loadu_ps(from); }
+  static __m512 load_sum(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), from); }
+  static void store_sum(float* to, __m512 v) { _mm512_storeu_ps(to, v); }
+  static void store_sum(float* to, __m512 v, int64_t count) { _mm512_mask_storeu_ps(to, mask(count), v); }
+  static float reduce(__m512 v) { return _mm512_reduce_add_ps(v); }
+
+  static void transpose(__m512i (&v)[16]) {
+    __m512i t[16], u[16];
+    for (int i = 0; i < 8; ++i) {
+      t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+      t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      u[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+      u[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+      u[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+      u[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    // Quarter q of u[4 * i + j] now holds rows 4i .. 4i+3 of column 4q + j; the rest moves whole quarters.
+    for (int j = 0; j < 4; ++j) {
+      const __m512i even01 = _mm512_shuffle_i32x4(u[j], u[4 + j], 0x88),
+                    odd01 = _mm512_shuffle_i32x4(u[j], u[4 + j], 0xdd);
+      const __m512i even23 = _mm512_shuffle_i32x4(u[8 + j], u[12 + j], 0x88);
+      const __m512i odd23 = _mm512_shuffle_i32x4(u[8 + j], u[12 + j], 0xdd);
+      v[j] = _mm512_shuffle_i32x4(even01, even23, 0x88);
+      v[4 + j] = _mm512_shuffle_i32x4(odd01, odd23, 0x88);
+      v[8 + j] = _mm512_shuffle_i32x4(even01, even23, 0xdd);
+      v[12 + j] = _mm512_shuffle_i32x4(odd01, odd23, 0xdd);
+    }
+  }
+};
+
+}  // namespace anabranch::avx512_bf16

@@ -26,14 +26,22 @@ using torch::stable::Tensor;
 
 inline const char* dtype_name(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return "float32";
-    case ScalarType::Double: return "float64";
-    case ScalarType::BFloat16: return "bfloat16";
-    case ScalarType::Half: return "float16";
-    case ScalarType::Int: return "int32";
-    case ScalarType::Long: return "int64";
-    case ScalarType::Bool: return "bool";
-    default: return "an unsupported dtype";
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "an unsupported dtype";
   }
 }
 
@@ -45,7 +53,9 @@ inline std::string shape_string(const Tensor& tensor) {
 }
 
 inline std::string device_string(const Tensor& tensor) {
-  return tensor.is_cpu() ? "cpu" : tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "another device";
+  return tensor.is_cpu()    ? "cpu"
+         : tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index())
+                            : "another device";
 }
 
 inline void check_dim(const char* op, const char* name, const Tensor& tensor, int64_t dim) {
@@ -125,10 +135,14 @@ struct Type {
 template <class F>
 decltype(auto) dispatch_floating(ScalarType type, F&& f) {
   switch (type) {
-    case ScalarType::Double: return f(Type<double>{});
-    case ScalarType::BFloat16: return f(Type<bfloat16>{});
-    case ScalarType::Half: return f(Type<half>{});
-    default: return f(Type<float>{});
+    case ScalarType::Double:
+      return f(Type<double>{});
+    case ScalarType::BFloat16:
+      return f(Type<bfloat16>{});
+    case ScalarType::Half:
+      return f(Type<half>{});
+    default:
+      return f(Type<float>{});
   }
 }
 

@@ -11,7 +11,8 @@ const bool uses_torch_threads = [] {
   parallel_backend() = {[] { return static_cast<int>(torch::stable::get_num_threads()); },
                         [](int num_workers, void (*body)(int, void*), void* context) {
                           torch::stable::parallel_for(0, num_workers, 1, [&](int64_t begin, int64_t end) {
-                            for (int64_t worker = begin; worker < end; ++worker) body(static_cast<int>(worker), context);
+                            for (int64_t worker = begin; worker < end; ++worker)
+                              body(static_cast<int>(worker), context);
                           });
                         }};
   return true;

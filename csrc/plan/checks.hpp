@@ -13,13 +13,14 @@ inline void check_plan(const char* op, const Tensor& group_offsets, const Tensor
   check_same_device(op, "item_ids", item_ids, "group_offsets", group_offsets);
 }
 
-inline void check_weights(const char* op, const std::optional<Tensor>& weights, const Tensor& values, int64_t capacity) {
+inline void check_weights(const char* op, const std::optional<Tensor>& weights, const Tensor& values,
+                          int64_t capacity) {
   if (!weights) return;
   const bool is_double = values.scalar_type() == ScalarType::Double;
   check_dtype(op, "weights", *weights, is_double ? ScalarType::Double : ScalarType::Float);
   check_dim(op, "weights", *weights, 1);
-  check(weights->size(0) == capacity, op, ": weights has shape ", shape_string(*weights),
-        ", must be (capacity,) = (", capacity, ",)");
+  check(weights->size(0) == capacity, op, ": weights has shape ", shape_string(*weights), ", must be (capacity,) = (",
+        capacity, ",)");
   check_same_device(op, "weights", *weights, "the plan", values);
 }
 
@@ -45,8 +46,8 @@ inline void check_ids(const char* op, const char* name, const int32_t* ids, int6
 }
 
 inline PlanArrays plan_arrays(const Tensor& group_offsets, const Tensor& item_ids, int32_t* source_ids = nullptr) {
-  return {const_cast<int32_t*>(data<int32_t>(group_offsets)), const_cast<int32_t*>(data<int32_t>(item_ids)),
-          source_ids, group_offsets.size(0) - 1, item_ids.size(0)};
+  return {const_cast<int32_t*>(data<int32_t>(group_offsets)), const_cast<int32_t*>(data<int32_t>(item_ids)), source_ids,
+          group_offsets.size(0) - 1, item_ids.size(0)};
 }
 
 /// A plan's entries must be countable in int32.
@@ -84,8 +85,8 @@ inline void check_row_dot(const char* op, const Tensor& values, const Tensor& x,
   check_dtype(op, "values", values, x.scalar_type());
   check_same_device(op, "values", values, "x", x);
   check(values.dim() == 2 && values.size(0) == item_ids.size(0) && values.size(1) == x.size(1), op,
-        ": values has shape ", shape_string(values), ", must be (capacity, width) = (", item_ids.size(0), ", ", x.size(1),
-        ")");
+        ": values has shape ", shape_string(values), ", must be (capacity, width) = (", item_ids.size(0), ", ",
+        x.size(1), ")");
 }
 
 inline void check_segment_reduce(const char* op, const Tensor& values, const Tensor& group_offsets, int64_t reduction) {
@@ -94,7 +95,8 @@ inline void check_segment_reduce(const char* op, const Tensor& values, const Ten
   check_index_vector(op, "group_offsets", group_offsets);
   check(group_offsets.size(0) >= 1, op, ": group_offsets has shape (0,), must be (num_groups + 1,)");
   check_same_device(op, "group_offsets", group_offsets, "values", values);
-  check(reduction >= 0 && reduction <= 3, op, ": reduction is ", reduction, ", must be 0 (sum), 1 (mean), 2 (max) or 3 (min)");
+  check(reduction >= 0 && reduction <= 3, op, ": reduction is ", reduction,
+        ", must be 0 (sum), 1 (mean), 2 (max) or 3 (min)");
   check_capacity(op, values.size(0), group_offsets.size(0) - 1, 0);
 }
 
@@ -107,8 +109,8 @@ inline void check_segment_reduce_backward(const char* op, const Tensor& dout, co
   check_capacity(op, capacity, num_groups, 0);
   check_dtype(op, "arg", arg, ScalarType::Int);
   check_same_device(op, "arg", arg, "dout", dout);
-  check(reduction < 2 || (arg.is_contiguous() && arg.numel() == dout.numel()), op, ": arg has shape ", shape_string(arg),
-        ", must be contiguous and have the shape of dout, ", shape_string(dout));
+  check(reduction < 2 || (arg.is_contiguous() && arg.numel() == dout.numel()), op, ": arg has shape ",
+        shape_string(arg), ", must be contiguous and have the shape of dout, ", shape_string(dout));
 }
 
 }  // namespace anabranch

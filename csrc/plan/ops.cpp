@@ -225,15 +225,25 @@ Tensor segment_reduce_backward(const Tensor& dout_in, const Tensor& arg, const T
 STABLE_TORCH_LIBRARY_FRAGMENT(anabranch, m) {
   m.def("plan_from_top_k(Tensor indices, SymInt num_groups) -> (Tensor, Tensor, Tensor)");
   m.def("plan_from_mask(Tensor mask, SymInt capacity) -> (Tensor, Tensor, Tensor)");
-  m.def("plan_from_pairs(Tensor item_ids, Tensor group_ids, SymInt num_items, SymInt num_groups) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "plan_from_pairs(Tensor item_ids, Tensor group_ids, SymInt num_items, SymInt num_groups) -> (Tensor, Tensor, "
+      "Tensor)");
   m.def("plan_transpose(Tensor group_offsets, Tensor item_ids, SymInt num_items) -> (Tensor, Tensor, Tensor)");
   m.def("plan_select(Tensor values, Tensor source_ids) -> Tensor");
   m.def("plan_select_backward(Tensor grad, Tensor source_ids, SymInt num_values) -> Tensor");
-  m.def("plan_gather(Tensor x, Tensor? weights, Tensor group_offsets, Tensor item_ids, Tensor item_offsets, Tensor entry_ids) -> Tensor");
-  m.def("plan_combine(Tensor values, Tensor? weights, Tensor item_offsets, Tensor entry_ids, Tensor group_offsets, Tensor item_ids) -> Tensor");
-  m.def("plan_row_dot(Tensor values, Tensor x, Tensor group_offsets, Tensor item_ids, Tensor item_offsets, Tensor entry_ids) -> Tensor");
+  m.def(
+      "plan_gather(Tensor x, Tensor? weights, Tensor group_offsets, Tensor item_ids, Tensor item_offsets, Tensor "
+      "entry_ids) -> Tensor");
+  m.def(
+      "plan_combine(Tensor values, Tensor? weights, Tensor item_offsets, Tensor entry_ids, Tensor group_offsets, "
+      "Tensor item_ids) -> Tensor");
+  m.def(
+      "plan_row_dot(Tensor values, Tensor x, Tensor group_offsets, Tensor item_ids, Tensor item_offsets, Tensor "
+      "entry_ids) -> Tensor");
   m.def("plan_segment_reduce(Tensor values, Tensor group_offsets, int reduction) -> (Tensor, Tensor)");
-  m.def("plan_segment_reduce_backward(Tensor dout, Tensor arg, Tensor group_offsets, SymInt capacity, int reduction) -> Tensor");
+  m.def(
+      "plan_segment_reduce_backward(Tensor dout, Tensor arg, Tensor group_offsets, SymInt capacity, int reduction) -> "
+      "Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(anabranch, CPU, m) {

@@ -16,19 +16,20 @@ namespace anabranch {
 
 struct ParallelBackend {
   int (*num_threads)();
-  /// Calls body(worker, context) for every worker in [0, num_workers), possibly at the same time, and returns after all.
+  /// Calls body(worker, context) for every worker in [0, num_workers), possibly at the same time, and returns after
+  /// all.
   void (*run)(int num_workers, void (*body)(int worker, void* context), void* context);
 };
 
 inline ParallelBackend& parallel_backend() {
-  static ParallelBackend backend{
-      [] { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); },
-      [](int num_workers, void (*body)(int, void*), void* context) {
-        std::vector<std::thread> threads;
-        for (int worker = 1; worker < num_workers; ++worker) threads.emplace_back(body, worker, context);
-        body(0, context);
-        for (auto& thread : threads) thread.join();
-      }};
+  static ParallelBackend backend{[] { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); },
+                                 [](int num_workers, void (*body)(int, void*), void* context) {
+                                   std::vector<std::thread> threads;
+                                   for (int worker = 1; worker < num_workers; ++worker)
+                                     threads.emplace_back(body, worker, context);
+                                   body(0, context);
+                                   for (auto& thread : threads) thread.join();
+                                 }};
   return backend;
 }
 

@@ -8,10 +8,12 @@
 #include <cstdint>
 #include <type_traits>
 
+// On the host these are always inlined: an out-of-line copy compiled with AVX-512 could be the one the linker keeps for
+// a program that must also run on an older machine.
 #if defined(__CUDACC__)
 #define ANABRANCH_HOST_DEVICE __host__ __device__
 #else
-#define ANABRANCH_HOST_DEVICE
+#define ANABRANCH_HOST_DEVICE [[gnu::always_inline]]
 #endif
 
 namespace anabranch {
@@ -36,10 +38,10 @@ ANABRANCH_HOST_DEVICE inline uint16_t half_bits(float value) {
   const uint32_t bits = bits_to<uint32_t>(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > 0x7f800000u) return sign | 0x7e00u;           // NaN
-  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;          // rounds to infinity
-  if (magnitude < 0x33000001u) return sign;                     // rounds to zero
-  if (magnitude < 0x38800000u) {                                // subnormal half: shift the significand into place
+  if (magnitude > 0x7f800000u) return sign | 0x7e00u;   // NaN
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds to infinity
+  if (magnitude < 0x33000001u) return sign;             // rounds to zero
+  if (magnitude < 0x38800000u) {                        // subnormal half: shift the significand into place
     const uint32_t exponent = magnitude >> 23;
     const uint32_t significand = (magnitude & 0x7fffffu) | 0x800000u;
     const uint32_t shift = 126u - exponent;

@@ -80,13 +80,15 @@ void build_plan_from_unsorted_cpu(int64_t n, int64_t num_items, ItemOf item_of, 
 
 inline void transpose_plan_cpu(const PlanArrays& plan, const TransposedArrays& transposed) {
   const int64_t num_entries = plan.group_offsets[plan.num_groups];
-  counting_sort(num_entries, transposed.num_items, num_entries, [&](int64_t e) -> int64_t { return plan.item_ids[e]; },
-                transposed.item_offsets, [&](int32_t destination, int64_t e, int64_t) {
-                  const int32_t* after = std::upper_bound(plan.group_offsets, plan.group_offsets + plan.num_groups + 1,
-                                                          static_cast<int32_t>(e));
-                  transposed.group_ids[destination] = static_cast<int32_t>(after - plan.group_offsets) - 1;
-                  transposed.entry_ids[destination] = static_cast<int32_t>(e);
-                });
+  counting_sort(
+      num_entries, transposed.num_items, num_entries, [&](int64_t e) -> int64_t { return plan.item_ids[e]; },
+      transposed.item_offsets,
+      [&](int32_t destination, int64_t e, int64_t) {
+        const int32_t* after =
+            std::upper_bound(plan.group_offsets, plan.group_offsets + plan.num_groups + 1, static_cast<int32_t>(e));
+        transposed.group_ids[destination] = static_cast<int32_t>(after - plan.group_offsets) - 1;
+        transposed.entry_ids[destination] = static_cast<int32_t>(e);
+      });
   std::fill(transposed.group_ids + num_entries, transposed.group_ids + plan.capacity, -1);
   std::fill(transposed.entry_ids + num_entries, transposed.entry_ids + plan.capacity, -1);
 }

@@ -1,7 +1,7 @@
 // Moving rows through a plan: gather, combine (the gather's adjoint), row products and segment reductions; definitions.
 //
-// Sums run in entry order in accumulate_t<T>. Rows past group_offsets[num_groups] are written as zero by gather, because
-// a tensor must have defined contents, and are never read.
+// Sums run in entry order in accumulate_t<T>. Rows past group_offsets[num_groups] are written as zero by gather,
+// because a tensor must have defined contents, and are never read.
 #pragma once
 
 #include <cmath>
@@ -93,7 +93,8 @@ void segment_reduce_reference(const T* values, const int32_t* group_offsets, int
   }
 }
 
-/// dvalues[e, :] from dout[g, :]: the row's share (sum, mean) or everything to the winner (max, min); zero past the end.
+/// dvalues[e, :] from dout[g, :]: the row's share (sum, mean) or everything to the winner (max, min); zero past the
+/// end.
 template <class T>
 void segment_reduce_backward_reference(const T* dout, const int32_t* arg, const int32_t* group_offsets,
                                        int64_t num_groups, int64_t capacity, int64_t width, Reduction reduction,

@@ -1,0 +1,196 @@
+// The arguments of the experts' ops: what they must be on every device, and their form as kernels take them.
+#pragma once
+
+#include "anabranch/experts/expert_ffn_backward.hpp"
+#include "anabranch/experts/grouped_mm.hpp"
+#include "plan/checks.hpp"
+
+namespace anabranch {
+
+/// Arguments of expert_ffn, expert_ffn_inference and expert_ffn_backward, in the order of their schemas.
+struct ExpertFfnArguments {
+  Tensor x, gate_up_proj;
+  std::optional<Tensor> gate_up_bias;
+  Tensor down_proj;
+  std::optional<Tensor> down_bias;
+  Tensor group_offsets, item_ids;
+  std::optional<Tensor> weights;
+  Tensor item_offsets, entry_ids;
+  std::optional<Tensor> expert_widths, frozen_experts;
+  int64_t activation;
+  bool gated, interleaved, transposed;
+  int64_t num_zero, num_identity;
+
+  int64_t num_experts() const { return gate_up_proj.size(0); }
+  int64_t num_items() const { return x.size(0); }
+  int64_t in_features() const { return x.size(1); }
+  int64_t num_parts() const { return gated ? 2 : 1; }
+  int64_t intermediate() const { return down_proj.size(transposed ? 1 : 2); }
+  int64_t out_features() const { return down_proj.size(transposed ? 2 : 1); }
+  int64_t capacity() const { return item_ids.size(0); }
+  ScalarType dtype() const { return x.scalar_type(); }
+
+  void check_all(const char* op) const;
+  /// As check_all found them valid, with every tensor but the projections in one row-major block.
+  ExpertFfnArguments with_contiguous_rows() const {
+    ExpertFfnArguments out = *this;
+    out.x = as_contiguous(x);
+    out.gate_up_bias = as_contiguous(gate_up_bias);
+    out.down_bias = as_contiguous(down_bias);
+    out.weights = as_contiguous(weights);
+    return out;
+  }
+
+  template <class T>
+  ExpertFfn<T> problem() const {
+    ExpertFfn<T> ffn{};
+    ffn.x = data<T>(x);
+    const int out_dim = transposed ? 2 : 1, in_dim = transposed ? 1 : 2;
+    ffn.gate_up = {data<T>(gate_up_proj), gate_up_proj.stride(0), gate_up_proj.stride(out_dim),
+                   gate_up_proj.stride(in_dim), data<T>(gate_up_bias)};
+    ffn.down = {data<T>(down_proj), down_proj.stride(0), down_proj.stride(out_dim), down_proj.stride(in_dim),
+                data<T>(down_bias)};
+    ffn.group_offsets = data<int32_t>(group_offsets);
+    ffn.item_ids = data<int32_t>(item_ids);
+    ffn.weights = data<accumulate_t<T>>(weights);
+    ffn.item_offsets = data<int32_t>(item_offsets);
+    ffn.entry_ids = data<int32_t>(entry_ids);
+    ffn.widths = data<int32_t>(expert_widths);
+    ffn.num_items = num_items();
+    ffn.num_experts = num_experts();
+    ffn.num_zero = num_zero;
+    ffn.num_identity = num_identity;
+    ffn.in_features = in_features();
+    ffn.intermediate = intermediate();
+    ffn.out_features = out_features();
+    ffn.activation = static_cast<Activation>(activation);
+    ffn.gated = gated;
+    ffn.interleaved = interleaved;
+    return ffn;
+  }
+
+ private:
+  void check_tensor(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& shape,
+                    const char* meaning) const {
+    check_same_device(op, name, tensor, "x", x);
+    const auto sizes = tensor.sizes();
+    bool same = sizes.size() == shape.size();
+    for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape[i];
+    std::string wanted;
+    for (size_t i = 0; i < shape.size(); ++i) wanted += (i ? ", " : "") + std::to_string(shape[i]);
+    check(same, op, ": ", name, " has shape ", shape_string(tensor), ", must be (", wanted, ") = ", meaning);
+  }
+};
+
+inline void ExpertFfnArguments::check_all(const char* op) const {
+  check_floating(op, "x", x);
+  check_dim(op, "x", x, 2);
+  check_dim(op, "gate_up_proj", gate_up_proj, 3);
+  check_dim(op, "down_proj", down_proj, 3);
+  check(activation >= 0 && activation < num_activations, op, ": activation is ", activation, ", must be in [0, ",
+        num_activations, ")");
+  check(num_zero >= 0 && num_identity >= 0, op, ": zero_experts, identity_experts are ", num_zero, ", ", num_identity,
+        ", must not be negative");
+  const int64_t experts = num_experts(), rows = num_parts() * intermediate();
+  check_dtype(op, "gate_up_proj", gate_up_proj, dtype());
+  check_dtype(op, "down_proj", down_proj, dtype());
+  check(rows > 0 && in_features() > 0 && out_features() > 0, op, ": gate_up_proj has shape ",
+        shape_string(gate_up_proj), ", down_proj ", shape_string(down_proj), ", must have no empty feature dimension");
+  const char* two = gated ? "2 * " : "";
+  const std::string gate_up_meaning =
+      transposed ? std::string("(num_experts, in_features, ") + two + "intermediate), transposed"
+                 : std::string("(num_experts, ") + two +
+                       "intermediate, in_features); pass transposed=True for the other order";
+  check_tensor(op, "gate_up_proj", gate_up_proj,
+               transposed ? std::vector{experts, in_features(), rows} : std::vector{experts, rows, in_features()},
+               gate_up_meaning.c_str());
+  check_tensor(op, "down_proj", down_proj,
+               transposed ? std::vector{experts, intermediate(), out_features()}
+                          : std::vector{experts, out_features(), intermediate()},
+               transposed ? "(num_experts, intermediate, out_features)" : "(num_experts, out_features, intermediate)");
+  if (gate_up_bias) {
+    check_dtype(op, "gate_up_bias", *gate_up_bias, dtype());
+    check_tensor(op, "gate_up_bias", *gate_up_bias, {experts, rows}, "(num_experts, features of gate_up_proj)");
+  }
+  if (down_bias) {
+    check_dtype(op, "down_bias", *down_bias, dtype());
+    check_tensor(op, "down_bias", *down_bias, {experts, out_features()}, "(num_experts, out_features)");
+  }
+  check_plan(op, group_offsets, item_ids);
+  check_same_device(op, "group_offsets", group_offsets, "x", x);
+  check(group_offsets.size(0) - 1 == experts + num_zero + num_identity, op, ": the plan has ",
+        group_offsets.size(0) - 1,
+        " groups, must have num_experts + zero_experts + identity_experts = ", experts + num_zero + num_identity);
+  check_weights(op, weights, x, capacity());
+  check_index_vector(op, "item_offsets", item_offsets, num_items() + 1);
+  check_index_vector(op, "entry_ids", entry_ids, capacity());
+  check_same_device(op, "item_offsets", item_offsets, "x", x);
+  check_same_device(op, "entry_ids", entry_ids, "x", x);
+  if (expert_widths) {
+    check_index_vector(op, "expert_widths", *expert_widths, experts);
+    check_same_device(op, "expert_widths", *expert_widths, "x", x);
+  }
+  if (frozen_experts) {
+    check_dtype(op, "frozen_experts", *frozen_experts, ScalarType::Bool);
+    check_tensor(op, "frozen_experts", *frozen_experts, {experts}, "(num_experts,)");
+    check(frozen_experts->is_contiguous(), op, ": frozen_experts is not contiguous, must be; call .contiguous()");
+  }
+  check(num_identity == 0 || in_features() == out_features(), op, ": identity_experts is ", num_identity,
+        ", must be 0 where in_features = ", in_features(), " and out_features = ", out_features(), " differ");
+  check_capacity(op, rows * 2, experts, num_items());
+}
+
+inline void check_expert_ffn_backward(const char* op, const ExpertFfnArguments& in, const Tensor& dy,
+                                      const Tensor& pre_activation) {
+  const auto check_matrix = [&](const char* name, const Tensor& tensor, int64_t rows, int64_t columns) {
+    check_dtype(op, name, tensor, in.dtype());
+    check_same_device(op, name, tensor, "x", in.x);
+    check(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == columns, op, ": ", name, " has shape ",
+          shape_string(tensor), ", must be (", rows, ", ", columns, ")");
+  };
+  check_matrix("dy", dy, in.num_items(), in.out_features());
+  check_matrix("pre_activation", pre_activation, in.capacity(), in.num_parts() * in.intermediate());
+}
+
+/// Tensors of grouped_mm, on every device.
+inline void check_grouped_mm(const char* op, const Tensor& x, const Tensor& w, const Tensor& offsets,
+                             const std::optional<Tensor>& bias) {
+  check_floating(op, "x", x);
+  check_dim(op, "x", x, 2);
+  check_dtype(op, "w", w, x.scalar_type());
+  check_dim(op, "w", w, 3);
+  check_same_device(op, "w", w, "x", x);
+  check(w.size(1) == x.size(1), op, ": w has shape ", shape_string(w),
+        ", must be (num_groups, K, N) with K = ", x.size(1), " as x has; transpose it with .mT");
+  check_index_vector(op, "offsets", offsets);
+  check(offsets.size(0) == w.size(0) + 1, op, ": offsets has shape ", shape_string(offsets),
+        ", must be (num_groups + 1,) = (", w.size(0) + 1,
+        ",); it starts with 0, so prepend one to cumulative ends: torch.nn.functional.pad(ends, (1, 0))");
+  check_same_device(op, "offsets", offsets, "x", x);
+  check_capacity(op, x.size(0), w.size(0), 0);
+  if (!bias) return;
+  check_dtype(op, "bias", *bias, x.scalar_type());
+  check_same_device(op, "bias", *bias, "x", x);
+  check(bias->dim() == 2 && bias->size(0) == w.size(0) && bias->size(1) == w.size(2), op, ": bias has shape ",
+        shape_string(*bias), ", must be (num_groups, N) = (", w.size(0), ", ", w.size(2), ")");
+}
+
+inline void check_grouped_mm_dw(const char* op, const Tensor& x, const Tensor& dy, const Tensor& offsets) {
+  check_floating(op, "x", x);
+  check_dim(op, "x", x, 2);
+  check_dtype(op, "dy", dy, x.scalar_type());
+  check_dim(op, "dy", dy, 2);
+  check_same_device(op, "dy", dy, "x", x);
+  check(dy.size(0) == x.size(0), op, ": dy has ", dy.size(0), " rows, must have ", x.size(0), " as x has");
+  check_index_vector(op, "offsets", offsets);
+  check(offsets.size(0) >= 1, op, ": offsets has shape (0,), must be (num_groups + 1,)");
+  check_same_device(op, "offsets", offsets, "x", x);
+  check_capacity(op, x.size(0), offsets.size(0) - 1, 0);
+}
+
+template <class T>
+StridedMatrix<T> strided_matrix(const Tensor& matrix) {
+  return {data<T>(matrix), matrix.stride(matrix.dim() - 2), matrix.stride(matrix.dim() - 1)};
+}
+
+}  // namespace anabranch

@@ -1,0 +1,221 @@
+"""`expert_ffn`: every item through the experts its plan names; and `grouped_lora`, its low-rank form."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from anabranch.core.cost import record
+from anabranch.core.library import ops
+from anabranch.plan import Plan
+
+Activation = Literal["identity", "silu", "gelu", "gelu_tanh", "relu", "relu2"]
+ACTIVATIONS: tuple[Activation, ...] = ("identity", "silu", "gelu", "gelu_tanh", "relu", "relu2")
+
+_NUM_ARGUMENTS = 18  # of the op expert_ffn, x first
+_DIFFERENTIABLE = (0, 1, 2, 3, 4, 7)  # x, gate_up_proj, gate_up_bias, down_proj, down_bias, weights
+
+
+def expert_ffn(
+    x: Tensor,
+    gate_up_proj: Tensor,
+    down_proj: Tensor,
+    plan: Plan,
+    *,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    activation: Activation = "silu",
+    gated: bool = True,
+    interleaved: bool = False,
+    transposed: bool = False,
+    zero_experts: int = 0,
+    identity_experts: int = 0,
+    expert_widths: Tensor | None = None,
+    frozen_experts: Tensor | None = None,
+) -> Tensor:
+    """The weighted sum of each item's experts: `y[t] = sum of w * f_e(x[t])` over the plan's pairs (t, e, w).
+
+    `f_e(x) = down[e] @ (act(gate[e] @ x) * (up[e] @ x))`, or `down[e] @ act(gate[e] @ x)` without `gated`. One op does
+    the gather, both products, the activation and the combine; it costs what is routed, without padding.
+
+    Args:
+        x: `[T, H]`, float32, float64, bfloat16 or float16.
+        gate_up_proj: `[E, 2I, H]`, gate rows first; `[E, I, H]` if not `gated`; `[E, H, 2I]` if `transposed`.
+        down_proj: `[E, O, I]`; `[E, I, O]` if `transposed`. O is H in a usual FFN.
+        plan: T items in E + zero_experts + identity_experts groups. Its weights (1 where it has none) get a gradient.
+        gate_up_bias: `[E, 2I]` (`[E, I]` if not `gated`), in the row order of gate_up_proj, or None.
+        down_bias: `[E, O]` or None.
+        activation: of the gate; "gelu" is the exact one, "relu2" the squared relu.
+        interleaved: gate and up rows alternate (gate0, up0, gate1, ...).
+        zero_experts: groups E .. E + zero_experts give 0 and cost nothing.
+        identity_experts: the groups after those give `x[t]` itself and cost one addition; they need O = H.
+        expert_widths: int32 `[E]`; expert e uses only its first `expert_widths[e]` intermediate features.
+        frozen_experts: bool `[E]`; weight gradients of these are zero and are not computed.
+
+    Returns:
+        `[T, O]` in the dtype of `x`. If the weights have another dtype the work is done in theirs, and under autocast
+        in the autocast dtype. Items without experts are zero.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; a plan with ids out of range (CPU; on a GPU such entries
+            are skipped, since looking would stall the stream).
+
+    Gradient:
+        To x, both projections, both biases and the plan's weights, through the pairs that ran. Which pairs run has no
+        gradient: that is the router's business. Saved for it: x and the first product's output. Not differentiable
+        twice.
+
+    Cost:
+        6*S*H*I FLOPs forward for S pairs (gated, O = H), twice that backward. Sums, and the combine in entry order,
+        are in float32 (float64 for float64): the result is bitwise the same for any number of threads.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"expert_ffn: activation is {activation!r}, must be one of {ACTIVATIONS}")
+    if plan.num_items != x.shape[0]:
+        raise ValueError(f"expert_ffn: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, H) as the plan")
+    out_dtype, dtype = x.dtype, _compute_dtype(x, gate_up_proj)
+    by_item = plan.transpose()
+    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = [_cast(tensor, dtype) for tensor in (x, gate_up_proj, gate_up_bias, down_proj, down_bias)]
+    arguments = (
+        *tensors,
+        plan.group_offsets,
+        plan.item_ids,
+        _cast(plan.weights, accumulate),
+        by_item.item_offsets,
+        by_item.entry_ids,
+        expert_widths,
+        frozen_experts,
+        ACTIVATIONS.index(activation),
+        gated,
+        interleaved,
+        transposed,
+        zero_experts,
+        identity_experts,
+    )
+    needs_grad = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (*tensors, plan.weights)
+    )
+    y = ops.expert_ffn(*arguments)[0] if needs_grad else ops.expert_ffn_inference(*arguments)
+    _record_cost(plan, gate_up_proj, down_proj, zero_experts + identity_experts)
+    return y.to(out_dtype)  # type: ignore[no-any-return]
+
+
+def grouped_lora(
+    x: Tensor, lora_a: Tensor, lora_b: Tensor, plan: Plan, *, scaling: float = 1.0, frozen_experts: Tensor | None = None
+) -> Tensor:
+    """Experts that are LoRA pairs: `y[t] = scaling * sum of w * B_e (A_e x[t])` over the plan's pairs (t, e, w).
+
+    Add it to the base linear's output. Any rank; only the routed pairs are computed.
+
+    Args:
+        x: `[T, H]`.
+        lora_a: `[E, r, H]`, the A of each expert.
+        lora_b: `[E, O, r]`, the B of each expert.
+        plan: T items in E groups.
+        scaling: alpha / r.
+        frozen_experts: bool `[E]`; gradients of these pairs are zero and are not computed.
+
+    Returns:
+        `[T, O]` in the dtype of `x`; differentiable in x, lora_a, lora_b and the plan's weights.
+
+    Raises:
+        ValueError: as `expert_ffn`.
+
+    Cost:
+        2*S*r*(H + O) FLOPs forward for S pairs. Source: DynMoLE (2504.00661), y = W0 x + sum w_e (alpha/r) B_e A_e x.
+    """
+    weights = torch.ones_like(plan.item_ids, dtype=torch.float32) if plan.weights is None else plan.weights
+    plan = plan.with_weights(weights * scaling)
+    return expert_ffn(
+        x, lora_a, lora_b, plan, activation="identity", gated=False, frozen_experts=frozen_experts
+    )
+
+
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64:
+        return torch.get_autocast_dtype(x.device.type)
+    return weight.dtype
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _record_cost(plan: Plan, gate_up_proj: Tensor, down_proj: Tensor, null_experts: int) -> None:
+    num_experts = gate_up_proj.shape[0]
+    per_expert = gate_up_proj[0].numel() + down_proj[0].numel()
+    record(
+        "expert_ffn",
+        dense_rows=plan.num_items * (plan.num_groups - null_experts),
+        flops_per_row=2 * per_expert,
+        group_offsets=plan.group_offsets[: num_experts + 1],
+        bytes_per_group=per_expert * gate_up_proj.element_size(),
+    )
+
+
+def _fake_output(x: Tensor, down_proj: Tensor, transposed: bool) -> Tensor:
+    return x.new_empty(x.shape[0], down_proj.shape[2 if transposed else 1])
+
+
+@torch.library.register_fake("anabranch::expert_ffn")
+def _(*arguments: Any) -> tuple[Tensor, Tensor]:
+    x, down_proj, item_ids, gated, transposed = (arguments[i] for i in (0, 3, 6, 13, 15))
+    intermediate = down_proj.shape[1 if transposed else 2]
+    pre_activation = x.new_empty(item_ids.shape[0], (2 if gated else 1) * intermediate)
+    return _fake_output(x, down_proj, transposed), pre_activation
+
+
+@torch.library.register_fake("anabranch::expert_ffn_inference")
+def _(*arguments: Any) -> Tensor:
+    return _fake_output(arguments[0], arguments[3], arguments[15])
+
+
+@torch.library.register_fake("anabranch::expert_ffn_backward")
+def _(dy: Tensor, pre_activation: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    arguments, wanted = rest[:-1], rest[-1]
+    x, gate_up_proj, down_proj, item_ids, transposed = (arguments[i] for i in (0, 1, 3, 6, 15))
+    num_experts, out_features = gate_up_proj.shape[0], down_proj.shape[2 if transposed else 1]
+    shapes = (
+        x.shape,
+        gate_up_proj.shape,
+        (num_experts, pre_activation.shape[1]),
+        down_proj.shape,
+        (num_experts, out_features),
+        item_ids.shape,
+    )
+    accumulate = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return tuple(
+        x.new_empty(shape if wanted >> bit & 1 else (0,), dtype=accumulate if bit == 5 else x.dtype)
+        for bit, shape in enumerate(shapes)
+    )
+
+
+def _save_expert_ffn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.options = inputs[12:]
+    ctx.save_for_backward(output[1], *inputs[:12])
+
+
+def _expert_ffn_backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * _NUM_ARGUMENTS
+    if dy is None:
+        return tuple(gradients)
+    pre_activation, *tensors = ctx.saved_tensors
+    wanted = sum(ctx.needs_input_grad[position] << bit for bit, position in enumerate(_DIFFERENTIABLE))
+    computed = ops.expert_ffn_backward(dy, pre_activation, *tensors, *ctx.options, wanted)
+    for bit, position in enumerate(_DIFFERENTIABLE):
+        if ctx.needs_input_grad[position]:
+            gradients[position] = computed[bit]
+    return tuple(gradients)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("expert_ffn: it is differentiable once; compose grouped_mm for higher derivatives")
+
+
+torch.library.register_autograd("anabranch::expert_ffn", _expert_ffn_backward, setup_context=_save_expert_ffn)
+torch.library.register_autograd("anabranch::expert_ffn_backward", _no_double_backward)

@@ -1,0 +1,85 @@
+"""`grouped_mm`: every group of rows times its own matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.core.library import ops
+
+
+def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    """`out[s] = x[s] @ w[g] (+ bias[g])` for the rows `offsets[g] <= s < offsets[g + 1]` of each group g.
+
+    Any sizes, any strides, empty groups, no rows at all. Sums are kept in float32 (float64 for float64).
+
+    Args:
+        x: `[S, K]`, float32, float64, bfloat16 or float16.
+        w: `[G, K, N]`, the dtype of `x`; for weights stored as `[G, N, K]` pass `w.mT`, which costs nothing.
+        offsets: int32 `[G + 1]`, from 0, never decreasing, at most S: `plan.group_offsets`. Rows past `offsets[-1]`
+            belong to no group: they are not read, and their output is zero.
+        bias: `[G, N]` or None.
+
+    Returns:
+        `[S, N]` in the dtype of `x`. Differentiable, twice, in `x`, `w` and `bias`; the gradient of a group without
+        rows is exactly zero. Under autocast all operands are cast to the autocast dtype.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; offsets that decrease or leave `[0, S]` (CPU; on a GPU
+            they are clamped, since reading them would stall the stream).
+
+    Cost:
+        `2 * offsets[-1] * K * N` FLOPs; each touched matrix is read once per 256 rows.
+    """
+    x, w, bias = _autocast(x, w, bias)
+    return ops.grouped_mm(x, w, offsets, bias)  # type: ignore[no-any-return]
+
+
+def _autocast(x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w = x.to(dtype), w.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    return x, w, bias
+
+
+@torch.library.register_fake("anabranch::grouped_mm")
+def _(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], w.shape[2])
+
+
+@torch.library.register_fake("anabranch::grouped_mm_dw")
+def _(x: Tensor, dy: Tensor, offsets: Tensor) -> Tensor:
+    return x.new_empty(offsets.shape[0] - 1, x.shape[1], dy.shape[1])
+
+
+def _save_grouped_mm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, w, offsets, _ = inputs
+    ctx.save_for_backward(x, w, offsets)
+
+
+def _grouped_mm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, offsets = ctx.saved_tensors
+    dx = ops.grouped_mm(dy, w.mT, offsets, None) if ctx.needs_input_grad[0] else None
+    dw = ops.grouped_mm_dw(x, dy, offsets) if ctx.needs_input_grad[1] else None
+    dbias = ops.plan_segment_reduce(dy, offsets, 0)[0] if ctx.needs_input_grad[3] else None
+    return dx, dw, None, dbias
+
+
+def _save_grouped_mm_dw(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _grouped_mm_dw_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, dy, offsets = ctx.saved_tensors
+    dx = ops.grouped_mm(dy, grad.mT, offsets, None) if ctx.needs_input_grad[0] else None
+    ddy = ops.grouped_mm(x, grad, offsets, None) if ctx.needs_input_grad[1] else None
+    return dx, ddy, None
+
+
+torch.library.register_autograd("anabranch::grouped_mm", _grouped_mm_backward, setup_context=_save_grouped_mm)
+torch.library.register_autograd(
+    "anabranch::grouped_mm_dw", _grouped_mm_dw_backward, setup_context=_save_grouped_mm_dw
+)

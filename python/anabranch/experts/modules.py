@@ -1,0 +1,132 @@
+"""`DynamicMoE`: an FFN of experts in which the router decides how many each item gets."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from anabranch.experts.expert_ffn import Activation, expert_ffn
+from anabranch.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Routing:
+    """What a router decided in one forward, for losses and for looking at.
+
+    Attributes:
+        logits: `[T, num_experts + zero_experts + identity_experts]`, the router's scores before its rule.
+        plan: the plan that ran; its weights carry the gradient.
+    """
+
+    logits: Tensor
+    plan: Plan
+
+
+class DynamicMoE(nn.Module):
+    """Mixture of gated FFN experts with any router, at the price of the pairs it routes.
+
+    `y = sum of w_e * down_e(act(gate_e x) * up_e x)` over the experts that `router` gives each row.
+
+    Args:
+        hidden_size: H, features in and out.
+        intermediate_size: I, features inside one expert.
+        num_experts: E.
+        router: from logits `[T, groups]` to a plan of T items, for example
+            `functools.partial(route_top_p, p=0.4, k_max=4)`; any function of `anabranch.experts` or your own.
+        activation, gated: as `expert_ffn`.
+        bias: whether the experts have biases.
+        zero_experts, identity_experts: extra groups that cost no product (the router scores them as well).
+
+    The router's linear layer has no bias and its logits are computed in float32, because a choice made in bfloat16
+    flips with rounding. Its gradient comes through the weights of the pairs that ran and nothing else; add a loss of
+    `anabranch.experts` on the returned `Routing` to balance the experts.
+
+    Weights: `gate_up_proj [E, 2I, H]` (`[E, I, H]` if not gated), `down_proj [E, H, I]`, as in transformers.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        num_experts: int,
+        router: Callable[[Tensor], Plan],
+        *,
+        activation: Activation = "silu",
+        gated: bool = True,
+        bias: bool = False,
+        zero_experts: int = 0,
+        identity_experts: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("hidden_size", hidden_size),
+            ("intermediate_size", intermediate_size),
+            ("num_experts", num_experts),
+        ):
+            if value < 1:
+                raise ValueError(f"DynamicMoE: {name} is {value}, must be at least 1")
+        if min(zero_experts, identity_experts) < 0:
+            raise ValueError(
+                f"DynamicMoE: zero_experts, identity_experts are {zero_experts}, {identity_experts}, "
+                "must not be negative"
+            )
+        self.router = router
+        self.activation: Activation = activation
+        self.gated = gated
+        self.zero_experts, self.identity_experts = zero_experts, identity_experts
+        rows = (2 if gated else 1) * intermediate_size
+        groups = num_experts + zero_experts + identity_experts
+        self.gate = nn.Linear(hidden_size, groups, bias=False, device=device, dtype=dtype)
+        self.gate_up_proj = nn.Parameter(torch.empty(num_experts, rows, hidden_size, device=device, dtype=dtype))
+        self.down_proj = nn.Parameter(
+            torch.empty(num_experts, hidden_size, intermediate_size, device=device, dtype=dtype)
+        )
+        self.gate_up_bias = nn.Parameter(torch.empty(num_experts, rows, device=device, dtype=dtype)) if bias else None
+        self.down_bias = (
+            nn.Parameter(torch.empty(num_experts, hidden_size, device=device, dtype=dtype)) if bias else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform in ±1/sqrt(features in), as `nn.Linear`, for every expert and bias."""
+        self.gate.reset_parameters()
+        for weight, bias in ((self.gate_up_proj, self.gate_up_bias), (self.down_proj, self.down_bias)):
+            bound = 1 / math.sqrt(weight.shape[2])
+            nn.init.uniform_(weight, -bound, bound)
+            if bias is not None:
+                nn.init.uniform_(bias, -bound, bound)
+
+    @overload
+    def forward(self, x: Tensor, return_routing: Literal[False] = False) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
+    def forward(self, x: Tensor, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
+        """`[..., H]` to `[..., H]`; with `return_routing` also what was decided."""
+        hidden = x.reshape(-1, self.gate_up_proj.shape[2])
+        with torch.autocast(x.device.type, enabled=False):
+            logits = nn.functional.linear(hidden.float(), self.gate.weight.float())
+        plan = self.router(logits)
+        y = expert_ffn(
+            hidden,
+            self.gate_up_proj,
+            self.down_proj,
+            plan,
+            gate_up_bias=self.gate_up_bias,
+            down_bias=self.down_bias,
+            activation=self.activation,
+            gated=self.gated,
+            zero_experts=self.zero_experts,
+            identity_experts=self.identity_experts,
+        ).reshape(x.shape)
+        return (y, Routing(logits, plan)) if return_routing else y
+
+    def extra_repr(self) -> str:
+        num_experts, _, hidden = self.gate_up_proj.shape
+        return f"hidden_size={hidden}, intermediate_size={self.down_proj.shape[2]}, num_experts={num_experts}"

@@ -1,0 +1,49 @@
+// Rows in pieces of 16 bytes: the widest access of one thread, and how a block shares out rows and columns.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <initializer_list>
+
+#include "anabranch/core/scalar.hpp"
+#include "anabranch/core/simt.cuh"
+
+namespace anabranch {
+
+/// N neighbouring elements, loaded and stored as one access. N is 16 / sizeof(T), or 1 where rows are not aligned.
+template <class T, int N>
+struct alignas(sizeof(T) * N) Vector {
+  T values[N];
+
+  __device__ static Vector load(const T* from) { return *reinterpret_cast<const Vector*>(from); }
+  __device__ void store(T* to) const { *reinterpret_cast<Vector*>(to) = *this; }
+};
+
+template <class T>
+inline constexpr int kVectorWidth = 16 / static_cast<int>(sizeof(T));
+
+/// True where every row of `width` elements of T that starts at one of the pointers is aligned to 16 bytes.
+template <class T>
+bool rows_are_aligned(int64_t width, std::initializer_list<const void*> pointers) {
+  return width % kVectorWidth<T> == 0 && std::all_of(pointers.begin(), pointers.end(), [](const void* pointer) {
+           return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+         });
+}
+
+/// Calls f.template operator()<N>() with the widest N that the rows allow.
+template <class T, class F>
+void dispatch_vector_width(int64_t width, std::initializer_list<const void*> pointers, F&& f) {
+  rows_are_aligned<T>(width, pointers) ? f.template operator()<kVectorWidth<T>>() : f.template operator()<1>();
+}
+
+/// A block of 256 threads over rows (y) and the pieces of a row (x): a thread takes every x-th piece of its row, so
+/// wide rows give it several independent accesses in flight and narrow rows leave no thread without work.
+inline dim3 row_block(int64_t pieces, unsigned max_x = 64) {
+  const auto x = std::bit_floor(static_cast<unsigned>(std::clamp<int64_t>(pieces, 1, max_x)));
+  return dim3(x, 256 / x);
+}
+
+inline dim3 row_grid(int64_t rows, dim3 block) { return dim3(static_cast<unsigned>((rows + block.y - 1) / block.y)); }
+
+}  // namespace anabranch

@@ -1,6 +1,8 @@
 // Buffers that notice a kernel writing beside them; AddressSanitizer also notices reading.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <random>
 #include <vector>
@@ -80,9 +82,10 @@ double spacing_error(const std::vector<T>& values, const std::vector<T>& referen
   for (size_t i = 0; i < values.size() && i < reference.size(); ++i) {
     const auto value = static_cast<anabranch::accumulate_t<T>>(values[i]);
     const auto expected = static_cast<anabranch::accumulate_t<T>>(reference[i]);
-    if (value != value && expected != expected) continue;
+    if (value == expected || (value != value && expected != expected)) continue;
     const double error = std::abs(double(value) - double(expected)) / std::max(1.0, std::abs(double(expected)));
-    largest = error <= largest ? largest : error / 1;  // also where the error is NaN
+    if (error != error) return INFINITY;
+    largest = std::max(largest, error);
   }
   return largest / spacing;
 }

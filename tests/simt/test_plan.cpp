@@ -43,6 +43,7 @@ void check_transpose(PlanPair& plan, int64_t num_items) {
   std::vector<int32_t> expected_offsets(num_items + 1), expected_groups(plan.capacity), expected_entries(plan.capacity);
   transpose_plan_reference(plan.expected(),
                            {expected_offsets.data(), expected_groups.data(), expected_entries.data(), num_items});
+  for (int64_t e = plan.expected_offsets.back(); e < plan.capacity; ++e) plan.item_ids.data()[e] = 0;  // not to be read
   Guarded<int32_t> scratch(transpose_plan_scratch(plan.capacity, num_items));
   transpose_plan_cuda(plan.arrays(), {offsets.data(), groups.data(), entries.data(), num_items}, scratch.data(),
                       nullptr);
@@ -61,7 +62,10 @@ void check_top_k(int64_t num_items, int64_t top_k, int64_t num_groups, std::mt19
     if (random() % 64 == 0) index = random() % 2 ? static_cast<Index>(-3) : static_cast<Index>(num_groups + 5);
     if (num_groups == 0) index = 0;
   }
-  if (sizeof(Index) == 8 && n > 2) indices[1] = static_cast<Index>(int64_t{1} << 32);  // must not wrap to group 0
+  if (sizeof(Index) == 8 && n > 2) {  // must not wrap to group 0
+    indices[1] = static_cast<Index>(int64_t{1} << 32);
+    indices[2] = static_cast<Index>(-(int64_t{1} << 32));
+  }
   Guarded<Index> input(indices);
   PlanPair plan(num_groups, n);
   build_plan_reference(

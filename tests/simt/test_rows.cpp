@@ -33,6 +33,9 @@ struct TestPlan {
         num_items * num_groups, [&](int64_t p) { return p / num_groups; },
         [&](int64_t p) { return mask[p] ? p % num_groups : num_groups; }, plan);
     transpose_plan_reference(plan, {item_offsets.data(), group_ids.data(), entry_ids.data(), num_items});
+    // Ids past the end that look like real ones: whoever believes them gives a wrong answer.
+    std::fill(items.begin() + num_entries(), items.end(), 0);
+    std::fill(entry_ids.begin() + num_entries(), entry_ids.end(), 0);
   }
   int64_t num_entries() const { return offsets.back(); }
 

@@ -49,54 +49,50 @@ struct WinnerLane {
 template <class T, int N, class Lane>
 __global__ void __launch_bounds__(256)
     segment_reduce_kernel(const T* __restrict__ values, const int32_t* __restrict__ group_offsets, int64_t capacity,
-                          int64_t width, Reduction reduction, T* __restrict__ out, int32_t* __restrict__ arg) {
+                          int64_t width, int64_t strips, Reduction reduction, T* __restrict__ out,
+                          int32_t* __restrict__ arg) {
   using Sum = accumulate_t<T>;
   SharedMemory shared;
   const SharedArray<Sum> lane_values = shared.take<Sum>(256 * N);
   const SharedArray<int32_t> lane_entries = shared.take<int32_t>(256 * N);
   const int thread = static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x);
-  const int64_t group = blockIdx.x;
+  const int64_t group = blockIdx.x / strips;
   const int64_t begin = group_offsets[group] > 0 ? group_offsets[group] : 0;
   const int64_t end = group_offsets[group + 1] < capacity ? group_offsets[group + 1] : capacity;
   const Sum divisor = reduction == Reduction::mean && end > begin ? static_cast<Sum>(end - begin) : Sum(1);
-  const int64_t strip = int64_t{blockDim.x} * N;
-
-  for (int64_t first = blockIdx.y * strip; first < width; first += gridDim.y * strip) {
-    const int64_t column = first + int64_t{threadIdx.x} * N;
-    Lane lane[N];
-    if (column < width) {
-      for (int64_t entry = begin + threadIdx.y; entry < end; entry += blockDim.y) {
-        const auto piece = Vector<T, N>::load(values + entry * width + column);
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-          lane[k].take(reduction, static_cast<Sum>(piece.values[k]), static_cast<int32_t>(entry));
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < N; ++k) {
-      lane_values[k * 256 + thread] = lane[k].value;
-      lane_entries[k * 256 + thread] = lane[k].entry();
-    }
-    __syncthreads();
-    if (threadIdx.y == 0 && column < width) {
-      for (unsigned y = 1; y < blockDim.y; ++y) {
-        const int other = thread + static_cast<int>(y * blockDim.x);
-#pragma unroll
-        for (int k = 0; k < N; ++k) {
-          lane[k].take(reduction, lane_values[k * 256 + other], lane_entries[k * 256 + other]);
-        }
-      }
-      Vector<T, N> result;
+  const int64_t column = (blockIdx.x % strips * blockDim.x + threadIdx.x) * N;
+  Lane lane[N];
+  if (column < width) {
+    for (int64_t entry = begin + threadIdx.y; entry < end; entry += blockDim.y) {
+      const auto piece = Vector<T, N>::load(values + entry * width + column);
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        result.values[k] = T(lane[k].value / divisor);
-        if (arg) arg[group * width + column + k] = lane[k].entry();
+        lane[k].take(reduction, static_cast<Sum>(piece.values[k]), static_cast<int32_t>(entry));
       }
-      result.store(out + group * width + column);
     }
-    __syncthreads();
   }
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    lane_values[k * 256 + thread] = lane[k].value;
+    lane_entries[k * 256 + thread] = lane[k].entry();
+  }
+  __syncthreads();
+  if (threadIdx.y > 0 || column >= width) return;
+
+  for (unsigned y = 1; y < blockDim.y; ++y) {
+    const int other = thread + static_cast<int>(y * blockDim.x);
+#pragma unroll
+    for (int k = 0; k < N; ++k) {
+      lane[k].take(reduction, lane_values[k * 256 + other], lane_entries[k * 256 + other]);
+    }
+  }
+  Vector<T, N> result;
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    result.values[k] = T(lane[k].value / divisor);
+    if (arg) arg[group * width + column + k] = lane[k].entry();
+  }
+  result.store(out + group * width + column);
 }
 
 template <class T, int N>
@@ -135,14 +131,12 @@ void segment_reduce_cuda(const T* values, const int32_t* group_offsets, int64_t 
   if (num_groups == 0 || width == 0) return;
   dispatch_vector_width<T>(width, {values, out}, [&]<int N>() {
     const dim3 block = row_block(width / N, 32);
-    const int64_t strip = int64_t{block.x} * N;
-    const dim3 grid(static_cast<unsigned>(num_groups),
-                    static_cast<unsigned>(std::min<int64_t>((width + strip - 1) / strip, 65535)));
+    const int64_t strips = (width / N + block.x - 1) / block.x;
     using Sum = accumulate_t<T>;
     const auto kernel = detail::selects(reduction) ? detail::segment_reduce_kernel<T, N, detail::WinnerLane<Sum>>
                                                    : detail::segment_reduce_kernel<T, N, detail::SumLane<Sum>>;
-    launch(kernel, grid, block, shared_bytes<Sum, int32_t>(256 * N, 256 * N), stream, values, group_offsets, capacity,
-           width, reduction, out, arg);
+    launch(kernel, static_cast<unsigned>(num_groups * strips), block, shared_bytes<Sum, int32_t>(256 * N, 256 * N),
+           stream, values, group_offsets, capacity, width, strips, reduction, out, arg);
   });
 }
 

@@ -1,7 +1,39 @@
-"""The experts room: routers, grouped products and the expert FFN."""
+"""The experts room: routers, their losses and schedules, grouped products and the expert FFN."""
 
 from anabranch.experts.expert_ffn import expert_ffn, grouped_lora
 from anabranch.experts.grouped_mm import grouped_mm
+from anabranch.experts.losses import (
+    dynmole_balance_loss,
+    entropy_loss,
+    load_balance_loss,
+    tsallis_loss,
+    z_loss,
+)
 from anabranch.experts.modules import DynamicMoE, Routing
+from anabranch.experts.routers import (
+    PercentileThreshold,
+    route_percentile,
+    route_top_k,
+    route_top_p,
+    route_tsallis,
+)
+from anabranch.experts.schedules import capacity_schedule
 
-__all__ = ["DynamicMoE", "Routing", "expert_ffn", "grouped_lora", "grouped_mm"]
+__all__ = [
+    "DynamicMoE",
+    "PercentileThreshold",
+    "Routing",
+    "capacity_schedule",
+    "dynmole_balance_loss",
+    "entropy_loss",
+    "expert_ffn",
+    "grouped_lora",
+    "grouped_mm",
+    "load_balance_loss",
+    "route_percentile",
+    "route_top_k",
+    "route_top_p",
+    "route_tsallis",
+    "tsallis_loss",
+    "z_loss",
+]

@@ -1,0 +1,52 @@
+# make demo | make test | make lint | make wheel | make cpp-test | make clean
+#
+# Everything happens in .venv; nothing is installed outside it. TORCH and CUDA may be set:
+#   make test TORCH="torch==2.13.0" CUDA=OFF
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+CUDA ?= AUTO
+JOBS ?= $(shell nproc)
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test cpp-test lint wheel bench clean build
+
+# Where Python has no venv module of its own (Debian splits it off), virtualenv makes the environment.
+$(VENV)/tools:
+	$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); \
+	  $(PYTHON) -m pip install -q --target build/virtualenv virtualenv && \
+	  PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv -q $(VENV); }
+	$(PIP) install "$(TORCH)" numpy "scikit-build-core>=0.10" "cmake>=3.24" ninja
+	touch $@
+
+build: $(VENV)/tools
+	$(PIP) install --no-build-isolation -C cmake.define.ANABRANCH_CUDA=$(CUDA) -e ".[test]"
+
+demo: build
+	$(PY) -m anabranch demo
+
+test: build cpp-test
+	$(PY) -m pytest tests
+
+# The C++ tests: the GEMM core on every instruction set, and the CUDA kernels on the host harness.
+cpp-test: $(VENV)/tools
+	$(VENV)/bin/cmake -S . -B build/cpp -G Ninja -DANABRANCH_TESTS=ON -DANABRANCH_PYTHON=OFF \
+	  -DANABRANCH_SANITIZE=$(SANITIZE) $(CMAKE_ARGS) > /dev/null
+	$(VENV)/bin/ninja -C build/cpp -j $(JOBS) --quiet
+	$(VENV)/bin/ctest --test-dir build/cpp --output-on-failure -j $(JOBS)
+
+lint: $(VENV)/tools
+	$(PIP) install "ruff==0.17.6" "clang-format==23.1.5" "mypy==2.4.1"
+	$(VENV)/bin/ruff check python tests
+	$(VENV)/bin/ruff format --check python tests
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.hpp' '*.cpp' '*.cuh' '*.cu')
+	$(PY) -m mypy
+
+wheel: $(VENV)/tools
+	$(PIP) wheel --no-build-isolation --no-deps -C cmake.define.ANABRANCH_CUDA=$(CUDA) -w dist .
+
+clean:
+	rm -rf .venv build dist

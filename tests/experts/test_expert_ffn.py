@@ -108,9 +108,7 @@ def call(function: Any, tensors: dict[str, torch.Tensor], routed: Plan, **option
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("gated, interleaved", [(True, False), (True, True), (False, False)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_every_option_forward_and_backward(
-    activation: str, gated: bool, interleaved: bool, transposed: bool
-) -> None:
+def test_every_option_forward_and_backward(activation: str, gated: bool, interleaved: bool, transposed: bool) -> None:
     for bias, zero, identity, narrow in itertools.product((False, True), (0, 1), (0, 2), (False, True)):
         tensors, routed = make(extra_groups=zero + identity, gated=gated, transposed=transposed, bias=bias)
         options = {
@@ -136,9 +134,7 @@ def test_every_option_forward_and_backward(
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("items, features, inner", [(3, 37, 53), (150, 64, 200)])
-def test_error_at_most_twice_torchs(
-    cpu_isa: str, dtype: torch.dtype, items: int, features: int, inner: int
-) -> None:
+def test_error_at_most_twice_torchs(cpu_isa: str, dtype: torch.dtype, items: int, features: int, inner: int) -> None:
     tensors, routed = make(items, features, inner, features, experts=3)
     scaled = {name: (tensor.detach() * features**-0.25).to(dtype) for name, tensor in tensors.items()}
     routed = routed.with_weights(routed.weights.detach())
@@ -159,7 +155,7 @@ def test_error_at_most_twice_torchs(
 
 
 def test_gradcheck() -> None:
-    tensors, routed = make(items=4, features=3, inner=4, out=3, experts=3, bias=True)
+    tensors, _ = make(items=4, features=3, inner=4, out=3, experts=3, bias=True)
     mask = torch.rand(4, 3) < 0.6
 
     def through(x: Any, gate_up: Any, down: Any, gate_up_bias: Any, down_bias: Any, scores: Any) -> torch.Tensor:
@@ -178,9 +174,7 @@ def test_frozen_experts_have_no_weight_gradient() -> None:
     tensors, routed = make(bias=True)
     frozen = torch.tensor([True, False, False, True])
     free = torch.autograd.grad(call(expert_ffn, tensors, routed).sum(), list(tensors.values()), retain_graph=True)
-    partly = torch.autograd.grad(
-        call(expert_ffn, tensors, routed, frozen_experts=frozen).sum(), list(tensors.values())
-    )
+    partly = torch.autograd.grad(call(expert_ffn, tensors, routed, frozen_experts=frozen).sum(), list(tensors.values()))
     for name, a, b in zip(tensors, free, partly, strict=True):
         if name in ("x", "weights"):
             assert torch.equal(a, b)
@@ -292,7 +286,10 @@ def test_opcheck() -> None:
     ("change", "message"),
     [
         ({"x": torch.randn(6, 5)}, r"x has shape \(6, 5\), must be \(num_items=7"),
-        ({"gate_up_proj": torch.randn(4, 17, 5)}, r"gate_up_proj has shape \(4, 17, 5\), must be \(4, 18, 5\)"),
+        (
+            {"gate_up_proj": torch.randn(4, 17, 5)},
+            r"gate_up_proj has shape \(4, 17, 5\), must be \(4, 18, 5\)",
+        ),
         ({"down_proj": torch.randn(3, 5, 9)}, r"down_proj has shape \(3, 5, 9\), must be \(4, 5, 9\)"),
         ({"gate_up_bias": torch.randn(4, 9)}, r"gate_up_bias has shape"),
         ({"activation": "tanh"}, r"activation is 'tanh'"),

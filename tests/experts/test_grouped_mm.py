@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -38,7 +40,7 @@ def test_against_loop(cpu_isa: str, dtype: torch.dtype, k: int, n: int, layout: 
     torch_error = max(
         (
             ((x[a:b] @ w[g]).double() - wanted[a:b]).abs().max().item()
-            for g, (a, b) in enumerate(zip(offsets, offsets[1:], strict=False))
+            for g, (a, b) in enumerate(itertools.pairwise(offsets))
             if b > a
         ),
         default=0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class CostMeter:
     seen: measure in eager mode, the plans are the same. Not shared between threads.
     """
 
-    _active: list[CostMeter] = []
+    _active: ClassVar[list[CostMeter]] = []
 
     def __init__(self, model: torch.nn.Module | None = None) -> None:
         self.recorded: list[Call] = []

@@ -74,7 +74,9 @@ def expert_ffn(
     if activation not in ACTIVATIONS:
         raise ValueError(f"expert_ffn: activation is {activation!r}, must be one of {ACTIVATIONS}")
     if plan.num_items != x.shape[0]:
-        raise ValueError(f"expert_ffn: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, H) as the plan")
+        raise ValueError(
+            f"expert_ffn: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, H) as the plan"
+        )
     out_dtype, dtype = x.dtype, _compute_dtype(x, gate_up_proj)
     by_item = plan.transpose()
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
@@ -104,7 +106,13 @@ def expert_ffn(
 
 
 def grouped_lora(
-    x: Tensor, lora_a: Tensor, lora_b: Tensor, plan: Plan, *, scaling: float = 1.0, frozen_experts: Tensor | None = None
+    x: Tensor,
+    lora_a: Tensor,
+    lora_b: Tensor,
+    plan: Plan,
+    *,
+    scaling: float = 1.0,
+    frozen_experts: Tensor | None = None,
 ) -> Tensor:
     """Experts that are LoRA pairs: `y[t] = scaling * sum of w * B_e (A_e x[t])` over the plan's pairs (t, e, w).
 
@@ -129,9 +137,7 @@ def grouped_lora(
     """
     weights = torch.ones_like(plan.item_ids, dtype=torch.float32) if plan.weights is None else plan.weights
     plan = plan.with_weights(weights * scaling)
-    return expert_ffn(
-        x, lora_a, lora_b, plan, activation="identity", gated=False, frozen_experts=frozen_experts
-    )
+    return expert_ffn(x, lora_a, lora_b, plan, activation="identity", gated=False, frozen_experts=frozen_experts)
 
 
 def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:

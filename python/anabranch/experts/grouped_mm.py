@@ -80,6 +80,4 @@ def _grouped_mm_dw_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]
 
 
 torch.library.register_autograd("anabranch::grouped_mm", _grouped_mm_backward, setup_context=_save_grouped_mm)
-torch.library.register_autograd(
-    "anabranch::grouped_mm_dw", _grouped_mm_dw_backward, setup_context=_save_grouped_mm_dw
-)
+torch.library.register_autograd("anabranch::grouped_mm_dw", _grouped_mm_dw_backward, setup_context=_save_grouped_mm_dw)

@@ -57,7 +57,9 @@ def scatter_add(values: Tensor, plan: Plan, *, weighted: bool = True) -> Tensor:
         ValueError: `values` has not `plan.capacity` rows, or lies on another device.
     """
     if values.dim() < 1 or values.shape[0] != plan.capacity:
-        raise ValueError(f"scatter_add: values has shape {tuple(values.shape)}, must be (capacity={plan.capacity}, ...)")
+        raise ValueError(
+            f"scatter_add: values has shape {tuple(values.shape)}, must be (capacity={plan.capacity}, ...)"
+        )
     out = ops.plan_combine(
         _rows(values),
         _accumulate_weights("scatter_add", plan, values) if weighted and plan.weights is not None else None,
@@ -82,9 +84,7 @@ def segment_reduce(values: Tensor, plan: Plan, reduce: Literal["sum", "mean", "m
         raise ValueError(
             f"segment_reduce: values has shape {tuple(values.shape)}, must be (capacity={plan.capacity}, ...)"
         )
-    out, _ = ops.plan_segment_reduce(
-        _rows(values), plan.group_offsets, _REDUCTIONS.index(reduce)
-    )
+    out, _ = ops.plan_segment_reduce(_rows(values), plan.group_offsets, _REDUCTIONS.index(reduce))
     return out.reshape(plan.num_groups, *values.shape[1:])
 
 
@@ -181,6 +181,8 @@ def _segment_reduce_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[
 
 torch.library.register_autograd("anabranch::plan_gather", _gather_backward, setup_context=_save_gather)
 torch.library.register_autograd("anabranch::plan_combine", _combine_backward, setup_context=_save_gather)
+
+
 def _save_segment_reduce_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, arg, group_offsets, _, ctx.reduction = inputs
     ctx.save_for_backward(arg, group_offsets)

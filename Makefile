@@ -36,7 +36,7 @@ cpp-test: $(VENV)/tools
 	$(VENV)/bin/cmake -S . -B build/cpp -G Ninja -DANABRANCH_TESTS=ON -DANABRANCH_PYTHON=OFF \
 	  -DANABRANCH_SANITIZE=$(SANITIZE) $(CMAKE_ARGS) > /dev/null
 	$(VENV)/bin/ninja -C build/cpp -j $(JOBS) --quiet
-	$(VENV)/bin/ctest --test-dir build/cpp --output-on-failure -j $(JOBS)
+	$(VENV)/bin/ctest --test-dir build/cpp --output-on-failure -j $(JOBS) --quiet
 
 lint: $(VENV)/tools
 	$(PIP) install "ruff==0.17.6" "clang-format==23.1.5" "mypy==2.4.1"

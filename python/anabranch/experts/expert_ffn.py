@@ -102,7 +102,7 @@ def expert_ffn(
     )
     y = ops.expert_ffn(*arguments)[0] if needs_grad else ops.expert_ffn_inference(*arguments)
     _record_cost(plan, gate_up_proj, down_proj, zero_experts + identity_experts)
-    return y.to(out_dtype)  # type: ignore[no-any-return]
+    return y.to(out_dtype)
 
 
 def grouped_lora(

@@ -34,7 +34,7 @@ def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor, *, bias: Tensor | None = N
         `2 * offsets[-1] * K * N` FLOPs; each touched matrix is read once per 256 rows.
     """
     x, w, bias = _autocast(x, w, bias)
-    return ops.grouped_mm(x, w, offsets, bias)  # type: ignore[no-any-return]
+    return ops.grouped_mm(x, w, offsets, bias)
 
 
 def _autocast(x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

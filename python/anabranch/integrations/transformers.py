@@ -1,0 +1,110 @@
+"""transformers 5.x: `experts_implementation="anabranch"` in any of its mixture-of-experts models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from anabranch import plan as plans
+from anabranch.experts.expert_ffn import Activation, expert_ffn
+from anabranch.experts.grouped_mm import grouped_mm
+
+NAME = "anabranch"
+
+
+def register() -> None:
+    """Makes "anabranch" an experts implementation of transformers; calling it again changes nothing.
+
+    Then `AutoModel.from_pretrained(..., experts_implementation="anabranch")`, or on a model that exists
+    `model.set_experts_implementation("anabranch")`.
+
+    Raises:
+        ImportError: transformers is missing or older than 5.
+    """
+    try:
+        from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+    except ImportError as error:
+        raise ImportError(
+            "anabranch.integrations.transformers needs transformers 5.0 or later: pip install 'transformers>=5'"
+        ) from error
+    ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+
+
+def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The experts of one layer as transformers calls them.
+
+    Args:
+        experts: the layer's experts module, with its weights and `num_experts`.
+        hidden_states: `[T, H]`.
+        top_k_index: int64 `[T, K]`; an id of `num_experts` or more means "no expert".
+        top_k_weights: `[T, K]`.
+
+    Returns:
+        `[T, H]` in the dtype of `hidden_states`.
+    """
+    num_experts = experts.num_experts
+    plan = plans.from_top_k(top_k_index.clamp(max=num_experts), top_k_weights, num_groups=num_experts)
+    activation = _activation(experts)
+    if activation is None or getattr(experts, "has_post_expert_norm", False):
+        return _composed(experts, hidden_states, plan)
+    gated, has_bias = getattr(experts, "has_gate", True), getattr(experts, "has_bias", False)
+    return expert_ffn(
+        hidden_states,
+        experts.gate_up_proj if gated else experts.up_proj,
+        experts.down_proj,
+        plan,
+        gate_up_bias=(experts.gate_up_proj_bias if gated else experts.up_proj_bias) if has_bias else None,
+        down_bias=experts.down_proj_bias if has_bias else None,
+        activation=activation,
+        gated=gated,
+        transposed=getattr(experts, "is_transposed", False),
+    )
+
+
+def _activation(experts: Any) -> Activation | None:
+    """Our name for the module's activation; None if its gate is its own or the activation is unknown.
+
+    transformers' default gate takes the first half of the features as the gate whatever the layout is called; a model
+    with interleaved weights brings a gate of its own.
+    """
+    from transformers.integrations.moe import _default_apply_gate
+
+    if getattr(experts, "has_gate", True) and type(experts)._apply_gate is not _default_apply_gate:
+        return None
+    from transformers import activations
+
+    function = experts.act_fn
+    names: list[tuple[type, Activation]] = [
+        (nn.SiLU, "silu"),
+        (activations.SiLUActivation, "silu"),
+        (nn.ReLU, "relu"),
+        (activations.ReLUSquaredActivation, "relu2"),
+        (activations.GELUTanh, "gelu_tanh"),
+        (activations.NewGELUActivation, "gelu_tanh"),
+        (activations.GELUActivation, "gelu"),
+        (nn.Identity, "identity"),
+    ]
+    if isinstance(function, nn.GELU):
+        return "gelu_tanh" if function.approximate == "tanh" else "gelu"
+    return next((name for kind, name in names if isinstance(function, kind)), None)
+
+
+def _composed(experts: Any, hidden_states: Tensor, plan: plans.Plan) -> Tensor:
+    """Gather, grouped products and combine around whatever the module does between and after them."""
+    gated, transposed = getattr(experts, "has_gate", True), getattr(experts, "is_transposed", False)
+    has_bias = getattr(experts, "has_bias", False)
+    up = experts.gate_up_proj if gated else experts.up_proj
+    up_bias = (experts.gate_up_proj_bias if gated else experts.up_proj_bias) if has_bias else None
+    down, down_bias = experts.down_proj, experts.down_proj_bias if has_bias else None
+    rows = plans.gather(hidden_states.to(up.dtype), plan)
+    hidden = grouped_mm(rows, up if transposed else up.mT, plan.group_offsets, bias=up_bias)
+    hidden = experts._apply_gate(hidden) if gated else experts.act_fn(hidden)
+    out = grouped_mm(hidden.to(down.dtype), down if transposed else down.mT, plan.group_offsets, bias=down_bias)
+    if getattr(experts, "has_post_expert_norm", False):
+        out = experts.post_expert_norm(out)
+    # Rows past the plan's end are not read by the combine, whatever a norm or a bias made of them.
+    return plans.scatter_add(out, plan).to(hidden_states.dtype)
+
+
+__all__ = ["NAME", "experts_forward", "register"]

@@ -1,0 +1,106 @@
+"""experts_implementation="anabranch" on tiny random models, against transformers' own eager experts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", minversion="5.0")
+
+from anabranch.integrations.transformers import experts_forward, register  # noqa: E402
+
+COMMON = {
+    "vocab_size": 97,
+    "hidden_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+MODELS = {
+    "mixtral": lambda inner: transformers.MixtralConfig(
+        **COMMON, intermediate_size=inner, num_local_experts=5, num_experts_per_tok=2
+    ),
+    "qwen3_moe": lambda inner: transformers.Qwen3MoeConfig(
+        **COMMON,
+        intermediate_size=40,
+        moe_intermediate_size=inner,
+        num_experts=6,
+        num_experts_per_tok=3,
+        head_dim=10,
+    ),
+    "olmoe": lambda inner: transformers.OlmoeConfig(
+        **COMMON, intermediate_size=inner, num_experts=6, num_experts_per_tok=3
+    ),
+    "gpt_oss": lambda inner: transformers.GptOssConfig(
+        **COMMON, intermediate_size=inner, num_local_experts=4, num_experts_per_tok=2, head_dim=10
+    ),
+}
+
+
+def build(name: str, inner: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    register()
+    register()  # twice is once
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(MODELS[name](inner)).to(dtype)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "bias" in parameter_name:  # biases start at zero, where a forgotten one would not show
+                parameter.normal_(0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize("inner", [32, 37])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_gradients_and_generation_equal_eager(name: str, inner: int) -> None:
+    model = build(name, inner)
+    tokens = torch.randint(1, 97, (2, 11))
+    results = []
+    for implementation in ("eager", "anabranch"):
+        model.set_experts_implementation(implementation)
+        model.train()
+        model.zero_grad()
+        out = model(tokens, labels=tokens)
+        out.loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        model.eval()
+        generated = model.generate(tokens, max_new_tokens=12, do_sample=False)
+        results.append((out.logits.detach(), gradients, generated))
+    (eager_logits, eager_gradients, eager_tokens), (logits, gradients, generated) = results
+    torch.testing.assert_close(logits, eager_logits, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == eager_gradients.keys()
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(gradient, eager_gradients[parameter], rtol=1e-4, atol=1e-5)
+    assert torch.equal(generated, eager_tokens)
+
+
+def test_bfloat16_is_close_to_eager() -> None:
+    model = build("qwen3_moe", 32, torch.bfloat16).eval()
+    tokens = torch.randint(1, 97, (2, 11))
+    logits = []
+    for implementation in ("eager", "anabranch"):
+        model.set_experts_implementation(implementation)
+        with torch.no_grad():
+            logits.append(model(tokens).logits.float())
+    torch.testing.assert_close(logits[1], logits[0], rtol=5e-2, atol=5e-2)
+
+
+def test_ids_beyond_the_last_expert_mean_no_expert() -> None:
+    experts = build("mixtral", 32).model.layers[0].mlp.experts
+    hidden, weights = torch.randn(3, 40), torch.rand(3, 2)
+    with_sentinels = experts_forward(experts, hidden, torch.tensor([[0, 5], [9, 2], [5, 5]]), weights)
+    first = experts_forward(
+        experts, hidden[:1], torch.tensor([[0, 0]]), torch.stack((weights[0, 0], weights[0, 0] * 0))[None]
+    )
+    torch.testing.assert_close(with_sentinels[:1], first)
+    assert (with_sentinels[2] == 0).all()
+
+
+def test_float32_weights_under_bfloat16_states() -> None:
+    experts = build("mixtral", 32).model.layers[0].mlp.experts
+    index, weights = torch.randint(0, 5, (4, 2)), torch.rand(4, 2)
+    hidden = torch.randn(4, 40).bfloat16()
+    out = experts_forward(experts, hidden, index, weights)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out, experts_forward(experts, hidden.float(), index, weights).bfloat16())

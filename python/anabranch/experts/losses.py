@@ -98,9 +98,7 @@ def entropy_loss(logits: Tensor) -> Tensor:
     return _mean_over_tokens(-(softmax(scores) * log_softmax(scores)).sum(1))
 
 
-def tsallis_loss(
-    logits: Tensor, *, q: float = 1.1, eps: float = 1e-5, entropy: Entropy = "tsallis"
-) -> Tensor:
+def tsallis_loss(logits: Tensor, *, q: float = 1.1, eps: float = 1e-5, entropy: Entropy = "tsallis") -> Tensor:
     """Mean over tokens of the softmax's normalised entropy, about 0 to 1: see `scores.normalized_entropy`.
 
     Source: DynMoLE (Li et al., arXiv 2504.00661), whose default coefficient is 1e-2.

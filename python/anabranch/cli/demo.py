@@ -1,0 +1,181 @@
+"""The main job: three byte-level language models of equal active compute, trained side by side on real text."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.cli.model import CONTEXT, EXPERTS, LAYERS, ROUTERS, ByteModel, experts_per_byte, losses
+from anabranch.cli.report import write_report
+from anabranch.cli.text import BYTE_CLASSES, classify, load_text
+from anabranch.core.cost import CostMeter
+
+BATCH, LEARNING_RATE, EVALUATION_SHARE = 16, 2e-3, 0.12
+VALIDATION_BATCHES, SAMPLE_BYTES = 12, 1500
+
+
+@dataclasses.dataclass
+class Result:
+    """What one variant has shown so far; a report can be written from it at any time."""
+
+    name: str
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    train_bits: list[float] = dataclasses.field(default_factory=list)
+    tokens_per_second: float = 0.0
+    validation_bits: float | None = None
+    experts_mean: float = 1.0
+    experts_std: float = 0.0
+    executed_flops: int = 0
+    dense_flops: int = 0
+    per_class: dict[str, float] = dataclasses.field(default_factory=dict)
+    load: list[list[float]] = dataclasses.field(default_factory=list)
+    sample: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+
+
+def run(minutes: float, text: Path | None, out: Path, seed: int) -> int:
+    """Trains all variants within `minutes`, prints the table, writes the report. Returns 130 after Ctrl-C, else 0."""
+    train, validation = load_text(text)
+    print(f"{len(train) + len(validation):,} bytes of {text or 'the Python standard library'}", flush=True)
+    results: list[Result] = []
+    status = 0
+    try:
+        for name in ROUTERS:
+            results.append(Result(name))
+            train_variant(results[-1], train, validation, 60 * minutes / len(ROUTERS), seed)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the report holds what there is", flush=True)
+        status = 130
+    print(table(results), flush=True)
+    write_report(out, results, table_rows(results))
+    print(f"wrote {out}", flush=True)
+    return status
+
+
+def train_variant(result: Result, train: Tensor, validation: Tensor, seconds: float, seed: int) -> None:
+    """Trains one model for its share of the time and evaluates it into `result`."""
+    torch.manual_seed(seed)
+    model = ByteModel(result.name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    batches = torch.Generator().manual_seed(seed)
+    start = time.monotonic()
+    budget = seconds * (1 - EVALUATION_SHARE)
+    progress = _progress_bar(result.name, budget)
+    while (elapsed := time.monotonic() - start) < budget or not result.seconds:
+        share = min(elapsed / budget, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1.0, share / 0.05 + 0.05) * (0.55 + 0.45 * math.cos(math.pi * share))
+        inputs, targets = _batch(train, batches)
+        logits, routings = model(inputs)
+        bits, loss = losses(result.name, logits, targets, routings)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        result.seconds.append(time.monotonic() - start)
+        result.train_bits.append(bits.item())
+        result.tokens_per_second = len(result.seconds) * BATCH * CONTEXT / result.seconds[-1]
+        progress.update(min(result.seconds[-1], budget) - progress.n)
+        progress.set_postfix_str(f"{bits.item():.3f} bits/byte, {result.tokens_per_second:,.0f} tokens/s")
+    progress.close()
+    evaluate(model.eval(), result, validation)
+
+
+@torch.no_grad()
+def evaluate(model: ByteModel, result: Result, validation: Tensor) -> None:
+    """Validation loss, cost, and who took how many experts, on fixed stretches of held-out text."""
+    bits, counts, classes = [], [], []
+    loads = torch.zeros(LAYERS, EXPERTS)
+    with CostMeter(model) as meter:
+        for inputs, targets in _validation_batches(validation):
+            logits, routings = model(inputs)
+            bits.append(losses(result.name, logits, targets, routings)[0].item())
+            counts.append(experts_per_byte(routings, inputs.shape).flatten())
+            classes.append(torch.cat([classify(row) for row in inputs]))
+            for layer, routing in enumerate(routings):
+                loads[layer] += routing.plan.group_sizes()
+    taken, kinds = torch.cat(counts), torch.cat(classes)
+    cost = meter.total()
+    result.executed_flops, result.dense_flops = cost.executed_flops, cost.dense_flops
+    result.experts_mean, result.experts_std = taken.mean().item(), taken.std().item()
+    for index, name in enumerate(BYTE_CLASSES):
+        if (kinds == index).any():
+            result.per_class[name] = taken[kinds == index].mean().item()
+    if cost.executed_rows:
+        result.load = (loads / loads.sum(1, keepdim=True)).tolist()
+        text = validation[: SAMPLE_BYTES // CONTEXT * CONTEXT].view(-1, CONTEXT)
+        shown = experts_per_byte(model(text)[1], text.shape)
+        result.sample = list(zip(text.flatten().tolist(), shown.flatten().tolist(), strict=True))
+    result.validation_bits = sum(bits) / len(bits)
+
+
+def table_rows(results: list[Result]) -> list[tuple[str, ...]]:
+    """The final table, header first."""
+    rows: list[tuple[str, ...]] = [
+        ("variant", "validation bits/byte", "experts/byte", "FFN FLOPs executed / all experts", "tokens/s")
+    ]
+    for result in results:
+        routed = result.dense_flops > 0
+        rows.append(
+            (
+                result.name,
+                "-" if result.validation_bits is None else f"{result.validation_bits:.3f}",
+                f"{result.experts_mean:.2f} ± {result.experts_std:.2f}" if routed else "dense",
+                f"{result.executed_flops / result.dense_flops:.1%}" if routed else "100 %",
+                f"{result.tokens_per_second:,.0f}",
+            )
+        )
+    return rows
+
+
+def table(results: list[Result]) -> str:
+    rows = table_rows(results)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _batch(train: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    starts = torch.randint(0, len(train) - CONTEXT - 1, (BATCH, 1), generator=generator)
+    rows = train[starts + torch.arange(CONTEXT + 1)]
+    return rows[:, :-1], rows[:, 1:]
+
+
+def _validation_batches(validation: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    starts = torch.linspace(0, len(validation) - CONTEXT - 2, VALIDATION_BATCHES * BATCH).long()[:, None]
+    for chunk in starts.split(BATCH):
+        rows = validation[chunk + torch.arange(CONTEXT + 1)]
+        yield rows[:, :-1], rows[:, 1:]
+
+
+class _PlainProgress:
+    """Stands in for tqdm where it is not installed: a line now and then."""
+
+    def __init__(self, name: str, total: float) -> None:
+        self.name, self.total, self.n, self.shown = name, total, 0.0, 0.0
+
+    def update(self, amount: float) -> None:
+        self.n += amount
+
+    def set_postfix_str(self, text: str) -> None:
+        if self.n - self.shown > self.total / 10:
+            self.shown = self.n
+            print(f"{self.name:6} {self.n / self.total:4.0%}  {text}", flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def _progress_bar(name: str, total: float) -> Any:
+    with suppress(ImportError):
+        from tqdm import tqdm
+
+        layout = "{desc:6} {percentage:3.0f}%|{bar:24}| {elapsed} {postfix}"
+        return tqdm(total=total, desc=name, bar_format=layout, mininterval=0.5)
+    return _PlainProgress(name, total)

@@ -30,7 +30,9 @@ def load_text(path: Path | None) -> tuple[Tensor, Tensor]:
     files = sorted(f for f in folder.glob("*.py")) + sorted(folder.glob("*/*.py"))
     files = [f for f in files if "site-packages" not in f.parts and "test" not in f.parts]
     random.Random(0).shuffle(files)
-    train, validation, size = [], [], 0
+    train: list[bytes] = []
+    validation: list[bytes] = []
+    size = 0
     for position, file in enumerate(files):
         content = file.read_bytes()
         (validation if position % 10 == 0 else train).append(content)

@@ -1,1 +1,1 @@
-"""python -m anabranch info | demo"""
+"""python -m anabranch info | demo | bench"""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anabranch.cli.demo import Result
 
 _COLORS = {"dense": "#7a7f87", "top-2": "#2f6db3", "top-p": "#d9622b"}
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 300, 52, 40, 14
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 300, 66, 40, 14
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#1d2126;max-width:960px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}table{border-collapse:collapse}
 td,th{padding:.3rem 1rem .3rem 0;border-bottom:1px solid #d8dce1;text-align:left}
@@ -67,9 +67,9 @@ def _frame(body: list[str], y_top: float, y_label: str, x_label: str) -> str:
     for step in range(5):
         y = bottom - (bottom - _TOP) * step / 4
         lines.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e4e7ea"/>')
-        lines.append(_text(_LEFT - 6, y + 4, f"{y_top * step / 4:.3g}", "end"))
+        lines.append(_text(_LEFT - 6, y + 4, f"{y_top * step / 4:.2g}", "end"))
     lines.append(
-        f'<text transform="translate(13 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">{y_label}</text>'
+        f'<text transform="translate(12 {(_TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">{y_label}</text>'
     )
     lines.append(_text((_LEFT + _WIDTH) / 2, _HEIGHT - 4, x_label))
     return "".join([*lines, *body, "</svg>"])

@@ -18,8 +18,9 @@ constexpr int dot_columns(int rows) {
 template <class Lanes, class A, class B>
 struct DotTile {
   int64_t k;
-  const A* a[Lanes::rows];
+  const A* const* a;  // of the rows
   const B* b[Lanes::vectors + 1];
+  int64_t prefetch_ahead;  // from a row of B to the one of the next tile
   typename Lanes::Sum* c;
   int64_t c_stride;
   int64_t columns;  // of dot_columns: the others repeat a row of B and are not stored
@@ -42,14 +43,18 @@ template <class Lanes, int rows, class A, class B>
 #pragma GCC unroll 4
   for (int j = 0; j < columns; ++j) b[j] = tile.b[j];
 
+  const int64_t ahead = tile.prefetch_ahead;
   int64_t p = 0;
   for (; p + stride <= tile.k; p += stride) {
     typename Lanes::Vector column[columns];
 #pragma GCC unroll 4
-    for (int j = 0; j < columns; ++j) column[j] = Lanes::load_input(b[j] + p);
+    for (int j = 0; j < columns; ++j) {
+      column[j] = Lanes::load_input(b[j] + p);
+      __builtin_prefetch(b[j] + ahead + p);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < rows; ++i) {
-      const typename Lanes::Vector row = Lanes::load_input(a[i] + p);
+      const typename Lanes::Vector row = Lanes::in_register(Lanes::load_input(a[i] + p));
 #pragma GCC unroll 4
       for (int j = 0; j < columns; ++j) sum[i][j] = Lanes::multiply_add(row, column[j], sum[i][j]);
     }

@@ -56,6 +56,10 @@ struct FloatLanes {
     return count >= width ? load_input(from[0]) : load_input(from[0], count);
   }
 
+  static __m256 in_register(__m256 v) {
+    asm("" : "+x"(v));
+    return v;
+  }
   static __m256 multiply_add(__m256 a, __m256 b, __m256 sum) { return _mm256_fmadd_ps(a, b, sum); }
   static __m256 add(__m256 a, __m256 b) { return _mm256_add_ps(a, b); }
   static __m256 load_sum(const float* from) { return _mm256_loadu_ps(from); }
@@ -113,6 +117,10 @@ struct DoubleLanes {
     return _mm256_maskload_pd(from[0], mask(count));
   }
 
+  static __m256d in_register(__m256d v) {
+    asm("" : "+x"(v));
+    return v;
+  }
   static __m256d multiply_add(__m256d a, __m256d b, __m256d sum) { return _mm256_fmadd_pd(a, b, sum); }
   static __m256d add(__m256d a, __m256d b) { return _mm256_add_pd(a, b); }
   static __m256d load_sum(const double* from) { return _mm256_loadu_pd(from); }

@@ -51,6 +51,10 @@ struct FloatLanes {
     return load_input(from[0], count);
   }
 
+  static __m512 in_register(__m512 v) {
+    asm("" : "+v"(v));
+    return v;
+  }
   static __m512 multiply_add(__m512 a, __m512 b, __m512 sum) { return _mm512_fmadd_ps(a, b, sum); }
   static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
   static __m512 load_sum(const float* from) { return _mm512_loadu_ps(from); }
@@ -107,6 +111,10 @@ struct DoubleLanes {
   static __m512d load_input(const double* from, int64_t count) { return _mm512_maskz_loadu_pd(mask(count), from); }
   static __m512d load_across(const double* const (&from)[1], int64_t count) { return load_input(from[0], count); }
 
+  static __m512d in_register(__m512d v) {
+    asm("" : "+v"(v));
+    return v;
+  }
   static __m512d multiply_add(__m512d a, __m512d b, __m512d sum) { return _mm512_fmadd_pd(a, b, sum); }
   static __m512d add(__m512d a, __m512d b) { return _mm512_add_pd(a, b); }
   static __m512d load_sum(const double* from) { return _mm512_loadu_pd(from); }

@@ -39,6 +39,10 @@ struct Bfloat16PairLanes {
     return _mm512_or_si512(even, _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
   }
 
+  static __m512i in_register(__m512i v) {
+    asm("" : "+v"(v));
+    return v;
+  }
   static __m512 multiply_add(__m512i a, __m512i b, __m512 sum) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }

@@ -6,6 +6,7 @@
 //   rows, vectors   the register tile: rows x (vectors * width) sums
 //   load_input(pointer[, count])  `width * group` (or fewer, then zeros) inputs of any T, consecutive in memory
 //   load_across(pointers, count)  the same for `width` columns of `group` rows
+//   in_register(v)  v, loaded once however often it is used: GCC would repeat the load in every multiply_add
 //   transpose(v)  turns `width` Vectors, one per row, into one per column
 // Only code that is inlined by force or named after the instruction set may live here: the linker merges equal names
 // from translation units with different flags, and an old processor would meet instructions that it does not have.
@@ -60,6 +61,7 @@ struct Lanes {
     return count >= width ? load_input(from[0]) : load_input(from[0], count);
   }
 
+  static Vector in_register(Vector v) { return v; }
   static SumVector multiply_add(Vector a, Vector b, SumVector sum) { return sum + a * b; }
   static SumVector add(SumVector a, SumVector b) { return a + b; }
   static SumVector load_sum(const Sum* from) { return load(from); }

@@ -10,7 +10,9 @@
 
 namespace anabranch::detail {
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+[[gnu::always_inline]] constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 
 /// Distance of panels for `k` values, in Packed elements; a multiple of width vectors, so whole transposed squares fit.
 template <class Lanes>
@@ -89,16 +91,20 @@ void pack_scattered(const GemmOperand<T>& x, int64_t outer_begin, int64_t outer_
 }
 
 template <class T>
-bool is_k_contiguous(const GemmOperand<T>& x) {
+[[gnu::always_inline]] inline bool is_k_contiguous(const GemmOperand<T>& x) {
   return x.k_stride == 1 && !x.k_ids;
+}
+
+template <class T>
+[[gnu::always_inline]] inline bool is_outer_contiguous(const GemmOperand<T>& x) {
+  return x.outer_stride == 1 && !x.outer_ids;
 }
 
 template <class Lanes, class T>
 void pack(const GemmOperand<T>& x, int64_t outer_begin, int64_t outer_count, int64_t k_begin, int64_t k,
           typename Lanes::Packed* to) {
-  if (x.k_stride == 1 && !x.k_ids) return pack_k_contiguous<Lanes>(x, outer_begin, outer_count, k_begin, k, to);
-  if (x.outer_stride == 1 && !x.outer_ids)
-    return pack_outer_contiguous<Lanes>(x, outer_begin, outer_count, k_begin, k, to);
+  if (is_k_contiguous(x)) return pack_k_contiguous<Lanes>(x, outer_begin, outer_count, k_begin, k, to);
+  if (is_outer_contiguous(x)) return pack_outer_contiguous<Lanes>(x, outer_begin, outer_count, k_begin, k, to);
   pack_scattered<Lanes>(x, outer_begin, outer_count, k_begin, k, to);
 }
 

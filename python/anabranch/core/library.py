@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 
@@ -24,26 +25,27 @@ has_cuda_kernels = _load("_C_cuda")
 ops = torch.ops.anabranch
 
 
+def _explanation(name: str) -> Callable[..., NoReturn]:
+    def kernel(*arguments: object, **keywords: object) -> NoReturn:
+        raise ValueError(
+            f"{name}: the tensors are on a CUDA device, must be on the CPU in this build of anabranch; "
+            "build it where nvcc is found (pip install . -C cmake.define.ANABRANCH_CUDA=ON) "
+            "or install a wheel with CUDA kernels"
+        )
+
+    return kernel
+
+
 def _explain_missing_cuda_kernels() -> torch.library.Library:
-    """Gives every op a CUDA kernel that says what to install, so that no one meets the dispatcher's own error."""
+    """Gives every op without a CUDA kernel one that says what to install, also for callers of torch.ops."""
     library = torch.library.Library("anabranch", "IMPL", "CUDA")
-
-    def explain(name: str) -> Any:
-        def kernel(*args: object, **kwargs: object) -> NoReturn:
-            raise ValueError(
-                f"{name}: the tensors are on a CUDA device, must be on the CPU in this build of anabranch; "
-                "build it where nvcc is found (pip install . -C cmake.define.ANABRANCH_CUDA=ON) "
-                "or install a wheel with CUDA kernels"
-            )
-
-        return kernel
-
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("anabranch::") and not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
+        if name.startswith("anabranch::") and has_kernel(name, "CPU") and not has_kernel(name, "CUDA"):
             short = name.removeprefix("anabranch::")
-            if torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU"):
-                library.impl(short, explain(short))
+            library.impl(short, _explanation(short))
     return library
 
 
-_cuda_explanations = None if has_cuda_kernels else _explain_missing_cuda_kernels()
+# Kept: the kernels go with the object.
+_cuda_explanations = _explain_missing_cuda_kernels()

@@ -1,0 +1,71 @@
+"""DynamicMoE: equals its parts, trains, saves, compiles."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from anabranch.experts import DynamicMoE, expert_ffn, load_balance_loss, route_top_k, route_top_p
+
+
+def test_equals_its_parts_and_keeps_shape() -> None:
+    moe = DynamicMoE(12, 20, 4, partial(route_top_p, p=0.5), bias=True, zero_experts=1, identity_experts=1)
+    x = torch.randn(2, 5, 12)
+    y, routing = moe(x, return_routing=True)
+    assert y.shape == x.shape
+    assert routing.logits.shape == (10, 6)
+    by_hand = expert_ffn(
+        x.reshape(10, 12),
+        moe.gate_up_proj,
+        moe.down_proj,
+        route_top_p(routing.logits, 0.5),
+        gate_up_bias=moe.gate_up_bias,
+        down_bias=moe.down_bias,
+        zero_experts=1,
+        identity_experts=1,
+    )
+    assert torch.equal(y.reshape(10, 12), by_hand)
+    assert torch.equal(moe(x), y)
+
+
+def test_every_parameter_learns() -> None:
+    torch.manual_seed(1)
+    moe = DynamicMoE(8, 16, 4, partial(route_top_k, k=2), bias=True)
+    x, target = torch.randn(64, 8), torch.randn(64, 8)
+    optimizer = torch.optim.Adam(moe.parameters(), lr=0.01)
+    history = []
+    for _ in range(40):
+        y, routing = moe(x, return_routing=True)
+        error = (y - target).square().mean()
+        optimizer.zero_grad()
+        (error + 0.01 * load_balance_loss(routing.logits, routing.plan)).backward()
+        for name, parameter in moe.named_parameters():
+            assert parameter.grad is not None, name
+        optimizer.step()
+        history.append(error.item())
+    assert history[-1] < 0.7 * history[0]
+
+
+def test_state_dict_and_compile() -> None:
+    router = partial(route_top_p, p=0.4, k_max=3)
+    moe, other = DynamicMoE(8, 16, 4, router), DynamicMoE(8, 16, 4, router)
+    other.load_state_dict(moe.state_dict())
+    x = torch.randn(7, 8)
+    assert torch.equal(moe(x), other(x))
+    assert torch.equal(torch.compile(moe, fullgraph=True, backend="aot_eager")(x), moe(x))
+
+
+def test_autocast_keeps_the_router_in_float32() -> None:
+    moe = DynamicMoE(8, 16, 4, partial(route_top_k, k=2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, routing = moe(torch.randn(7, 8).bfloat16(), return_routing=True)
+    assert routing.logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("change", [{"num_experts": 0}, {"hidden_size": 0}, {"zero_experts": -1}])
+def test_bad_arguments(change: dict[str, int]) -> None:
+    arguments = {"hidden_size": 4, "intermediate_size": 4, "num_experts": 2, "router": partial(route_top_k, k=1)}
+    with pytest.raises(ValueError, match="DynamicMoE: "):
+        DynamicMoE(**(arguments | change))

@@ -10,7 +10,7 @@
 //     bytes, so each starts aligned for vector access. A copy of a SharedMemory takes the same bytes again, which is
 //     how two phases of a kernel use one stretch under two types.
 //   - Elements of shared memory are read into named types (`const float x = tile[i];`), never into `auto`.
-//   - No float atomics, no spinning on memory, no __activemask().
+//   - No float atomics, no spinning on memory, no __activemask(). Hopper kernels wait on mbarriers (mbarrier.cuh).
 //
 // Compiled by nvcc, all of this is as thin as the raw pointers it stands for. Compiled by the host compiler, every
 // thread is a fiber, and the harness (simt_host.hpp) finds indices out of range, reads of shared memory that nobody

@@ -9,13 +9,14 @@
 #include <bit>
 #include <exception>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <sstream>
-#include <stdexcept>
 #include <string>
 
 #include "anabranch/core/simt_fiber.hpp"
 #include "anabranch/core/simt_shadow.hpp"
+#include "anabranch/core/simt_wgmma.hpp"
 
 struct uint3 {
   unsigned x = 0, y = 0, z = 0;
@@ -64,13 +65,6 @@ void for_each_schedule(F&& f) {
   current_schedule() = {};
 }
 
-/// A kernel did what no kernel may do.
-struct Fault : std::logic_error {
-  enum Kind { out_of_range, misaligned, race, uninitialized, divergence, invalid_collective };
-  Fault(Kind kind_, const std::string& what) : std::logic_error(what), kind(kind_) {}
-  Kind kind;
-};
-
 enum class Collective { sync, shuffle, ballot, match };
 
 /// What one lane brings to a warp collective, and what it takes away.
@@ -103,6 +97,8 @@ class Block {
     waiting_at_barrier_ = finished_ = 0;
     ready_.fill(0);
     shared.start_block(shared_bytes, ++epoch_);
+    async.start_block(num_threads_, shared.data(), shared_bytes);
+    for (Warpgroup& warpgroup : warpgroups_) warpgroup.start_block();
     if (!stacks_) stacks_ = std::make_unique<StackPool>(kMaxThreads);
     for (int t = 0; t < num_threads_; ++t) {
       Thread& thread = threads_[t];
@@ -127,6 +123,11 @@ class Block {
       waiting_at_barrier_ = 0;
       ++epoch_;
       shared.barrier();
+      if (async.active()) {
+        std::vector<int> everyone(static_cast<size_t>(num_threads_));
+        std::iota(everyone.begin(), everyone.end(), 0);
+        async.synchronize(everyone);
+      }
       for (int t = 0; t < num_threads_; ++t) set_ready(t);
     }
     wait();
@@ -153,6 +154,43 @@ class Block {
     for (int lane = 0; lane < 32; ++lane)
       if (call.mask >> lane & 1) set_ready(warp + lane);
     return wait_for_result();
+  }
+
+  /// Waits until the mbarrier's phase of this parity has ended.
+  void mbarrier_wait(uint32_t address, uint32_t parity) {
+    preempt();
+    while (!async.mbarrier_try_wait(current_, address, parity)) {
+      threads_[current_].state = State::at_mbarrier;
+      threads_[current_].mbarrier = address;
+      wait();
+    }
+  }
+  /// One arrival; threads that wait for the phase go on if it was the last.
+  void mbarrier_arrive(uint32_t address, uint32_t expected_bytes) {
+    preempt();
+    if (async.mbarrier_arrive(current_, address, expected_bytes)) wake(address);
+  }
+  void bulk_complete(uint32_t address, uint32_t bytes) {
+    if (async.bulk_complete(current_, address, bytes)) wake(address);
+  }
+
+  int thread() const { return current_; }
+  Warpgroup& warpgroup() { return warpgroups_[current_ / kWarpgroup]; }
+
+  /// Brings `call` to the warpgroup and returns once all its threads have come.
+  void wgmma(const WgmmaCall& call) {
+    const int first = current_ / kWarpgroup * kWarpgroup;
+    if (first + kWarpgroup > num_threads_) fail(Fault::divergence, "issues a wgmma in a warpgroup of fewer threads");
+    Thread& self = threads_[current_];
+    self.wgmma = call;
+    self.state = State::at_wgmma;
+    for (int t = first; t < first + kWarpgroup; ++t)
+      if (threads_[t].state != State::at_wgmma) return wait();
+    std::array<WgmmaCall, kWarpgroup> calls;
+    for (int lane = 0; lane < kWarpgroup; ++lane) calls[lane] = threads_[first + lane].wgmma;
+    warpgroup().issue(async, first / kWarpgroup, calls);
+    for (int t = first; t < first + kWarpgroup; ++t) set_ready(t);
+    wait();
   }
 
   /// A point where another thread may run first, where the schedule asks for it.
@@ -189,14 +227,17 @@ class Block {
   }
 
   SharedMemoryModel shared;
+  AsyncModel async;
 
  private:
-  enum class State : uint8_t { ready, at_barrier, at_collective, finished };
+  enum class State : uint8_t { ready, at_barrier, at_collective, at_mbarrier, at_wgmma, finished };
 
   struct Thread {
     Context context;
     State state;
     WarpCall call;
+    WgmmaCall wgmma;
+    uint32_t mbarrier;
     std::array<uint32_t, 32> clock;  // of the lanes of its warp: what this thread is ordered after
   };
 
@@ -223,6 +264,11 @@ class Block {
   void wait() {
     const int self = current_;
     Context::switch_to(threads_[self].context, scheduler_);
+  }
+
+  void wake(uint32_t mbarrier) {
+    for (int t = 0; t < num_threads_; ++t)
+      if (threads_[t].state == State::at_mbarrier && threads_[t].mbarrier == mbarrier) set_ready(t);
   }
 
   uint64_t wait_for_result() {
@@ -277,6 +323,12 @@ class Block {
       if (thread.call.value) vote |= uint64_t{1} << lane;
       for (int i = 0; i < 32; ++i) joined[i] = std::max(joined[i], thread.clock[i]);
     }
+    if (call.kind == Collective::sync && async.active()) {
+      std::vector<int> lanes;
+      for (int lane = 0; lane < 32; ++lane)
+        if (call.mask >> lane & 1) lanes.push_back(warp + lane);
+      async.synchronize(lanes);
+    }
     for (int lane = 0; lane < 32; ++lane) {
       if (!(call.mask >> lane & 1)) continue;
       Thread& thread = threads_[warp + lane];
@@ -307,19 +359,24 @@ class Block {
   }
 
   std::string hang() const {
-    int at_collective = 0, at_barrier = -1, elsewhere = -1;
+    int at_collective = 0, at_mbarrier = 0, at_wgmma = 0, at_barrier = -1, elsewhere = -1;
     for (int t = 0; t < num_threads_; ++t) {
       at_collective += threads_[t].state == State::at_collective;
+      at_mbarrier += threads_[t].state == State::at_mbarrier;
+      at_wgmma += threads_[t].state == State::at_wgmma;
       if (threads_[t].state == State::at_barrier && at_barrier < 0) at_barrier = t;
       if (threads_[t].state != State::at_barrier && elsewhere < 0) elsewhere = t;
     }
     std::ostringstream what;
     what << "simt: block (" << blockIdx.x << ", " << blockIdx.y << ", " << blockIdx.z << ") hangs: of " << num_threads_
          << " threads " << waiting_at_barrier_ << " wait at __syncthreads(), " << at_collective
-         << " at a warp collective, " << finished_ << " have ended; for example ";
+         << " at a warp collective, " << at_mbarrier << " at an mbarrier, " << at_wgmma << " at a wgmma, " << finished_
+         << " have ended; for example ";
     if (at_barrier >= 0) what << "thread " << at_barrier << " waits at the barrier while ";
     what << "thread " << elsewhere
-         << (threads_[elsewhere].state == State::finished ? " has ended" : " waits for lanes of its warp");
+         << (threads_[elsewhere].state == State::finished      ? " has ended"
+             : threads_[elsewhere].state == State::at_mbarrier ? " waits for a phase of an mbarrier"
+                                                               : " waits for lanes of its warp or warpgroup");
     return what.str();
   }
 
@@ -336,6 +393,7 @@ class Block {
   std::exception_ptr failure_;
   std::array<uint64_t, kMaxThreads / 64> ready_{};
   std::array<Thread, kMaxThreads> threads_;
+  std::array<Warpgroup, kMaxWarpgroups> warpgroups_;
   Context scheduler_;
   std::unique_ptr<StackPool> stacks_;
 };

@@ -58,7 +58,7 @@ void check_tensor_view(const TensorView<T>& view) {
 
 #if defined(__CUDACC__)
 
-struct alignas(64) TensorMap {
+struct TensorMap {
   CUtensorMap map;
 };
 

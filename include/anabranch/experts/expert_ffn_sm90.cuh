@@ -1,0 +1,299 @@
+// The expert FFN's forward on Hopper: gated by silu, 16-bit elements, sums in float.
+//
+// 1. Tiles of rows are scheduled on the device (tile_schedule.cuh).
+// 2. hidden [capacity, intermediate] = silu(x gate^T) * (x up^T): a tile's B holds 128 gate rows above the 128 up rows of
+//    the same features, so both sums of a feature lie in one thread. A is gathered by item id while loading
+//    (GatherKind::in_kernel), or from a copy in entry order that a pass before it made, by TMA (GatherKind::copy).
+// 3. rows [capacity, out_features] = hidden down^T (+ bias), rounded to T: half the bytes of float, which at many rows
+//    cost more than the rounding is worth.
+// 4. Every item adds up its entries' rows in float (combine.cuh).
+//
+// Launches: 4, or 5 with the copy. FLOPs: 6 * entries * in * intermediate, rounded up to whole tiles of rows. Bytes: the
+// touched experts' matrices, x, hidden twice, rows twice, y. Floor: at most 16 rows a multiprocessor and expert, matrices /
+// bandwidth; with many, FLOPs / peak. Budgets: grouped_gemm_sm90.cuh.
+//
+// Ids and offsets out of range count as rows that do not exist. Columns of hidden from an expert's width to the next
+// multiple of 128 are zero, those beyond are neither written nor read.
+#pragma once
+
+#include "anabranch/core/fragment.cuh"
+#include "anabranch/experts/combine.cuh"
+#include "anabranch/experts/expert_ffn.hpp"
+#include "anabranch/experts/gathered_rows_sm90.cuh"
+#include "anabranch/experts/grouped_gemm_sm90.cuh"
+#include "anabranch/experts/heuristics.hpp"
+#include "anabranch/experts/tile_schedule.cuh"
+#include "anabranch/plan/rows.cuh"
+
+namespace anabranch {
+
+namespace detail {
+
+__device__ inline int blocks_of_64(int64_t extent) { return static_cast<int>((extent + 63) / 64); }
+
+__device__ inline int64_t width_of(const int32_t* widths, int64_t group, int64_t limit) {
+  if (!widths) return limit;
+  const int64_t width = widths[group];
+  return width < 0 ? 0 : width < limit ? width : limit;
+}
+
+/// A tile of rows of one group and 256 sums of each.
+struct RowsTile {
+  int64_t group, begin;
+  int rows, column, depth_blocks;
+  int64_t width;
+};
+
+/// The part of a tile that its index gives: groups' rows as scheduled, column tiles of one row tile side by side.
+__device__ inline RowsTile rows_tile(const RowTiles& tiles, int64_t index, int column_tiles, int columns_per_tile) {
+  const RowTile rows = tiles.tile(index / column_tiles);
+  return {rows.group, rows.begin, rows.size(), static_cast<int>(index % column_tiles) * columns_per_tile, 0, 0};
+}
+
+__device__ inline int64_t scheduled_tiles(const RowTiles& tiles) { return tiles.tile_offsets[tiles.num_groups]; }
+
+/// Product 1 and its epilogue.
+template <class T, class Shape_, GatherKind kGather>
+struct GateUpProblem {
+  using Element = T;
+  using Shape = Shape_;
+  using Tile = RowsTile;
+  static constexpr int kFeatures = Shape::kColumns / 2;
+  static constexpr bool kAMnMajor = false, kBMnMajor = false, kThreadsLoad = kGather == GatherKind::in_kernel;
+  static constexpr int kBoxBytes = Shape::kBytesB + (kThreadsLoad ? 0 : Shape::kBytesA);
+
+  TensorMap x_map;         // GatherKind::copy: [capacity, in_features], boxes of kRows
+  TensorMap gate_up[2];    // [num_experts, intermediate, in_features], boxes of kFeatures
+  RowTiles tiles;
+  const T* x;
+  const int32_t* item_ids;
+  const int32_t* widths;
+  const T* bias;
+  int64_t num_items, in_features, intermediate;
+  bool interleaved;
+  T* hidden;
+  T* pre_activation;  // or null
+
+  __device__ int column_tiles() const { return static_cast<int>((intermediate + kFeatures - 1) / kFeatures); }
+  __device__ int64_t num_tiles() const { return scheduled_tiles(tiles) * column_tiles(); }
+  __device__ Tile tile(int64_t index) const {
+    Tile tile = rows_tile(tiles, index, column_tiles(), kFeatures);
+    tile.width = width_of(widths, tile.group, intermediate);
+    tile.depth_blocks = tile.column < tile.width ? blocks_of_64(in_features) : 0;
+    return tile;
+  }
+
+  __device__ void load_boxes(const Tile& tile, int block, SharedAddress a, SharedAddress b,
+                             SharedAddress barrier) const {
+    const int group = static_cast<int>(tile.group);
+    if constexpr (!kThreadsLoad) tma_load(a, x_map, block * 64, static_cast<int>(tile.begin), 0, barrier);
+    tma_load(b, gate_up[0], block * 64, tile.column, group, barrier);
+    tma_load(b + kFeatures * 128, gate_up[1], block * 64, tile.column, group, barrier);
+  }
+
+  struct RowLoader {
+    GatheredRows<T, Shape::kRows> rows;
+    __device__ RowLoader(const GateUpProblem& problem, const Tile& tile, int thread)
+        : rows(problem.item_ids, problem.num_items, tile.begin, tile.rows, thread) {}
+    __device__ void copy(const GateUpProblem& problem, const Tile&, int block, SharedAddress a, SharedAddress) const {
+      rows.copy(problem.x, problem.in_features, block * 64, a);
+    }
+  };
+
+  __device__ Pair bias_of(int64_t group, int part, int feature) const {
+    if (!bias || feature >= intermediate) return {0.0f, 0.0f};
+    const T* row = bias + group * 2 * intermediate;
+    const int64_t step = interleaved ? 2 : 1, first = interleaved ? part : part * intermediate;
+    return {static_cast<float>(row[first + feature * step]), static_cast<float>(row[first + (feature + 1) * step])};
+  }
+
+  __device__ void store(const Tile& tile, const float (&sums)[Shape::kColumns / 2], int thread) const {
+    if (tile.column >= tile.width) return;
+    const int lane = thread % 32;
+#pragma unroll
+    for (int lower = 0; lower < 2; ++lower) {
+      const int row = fragment_row(thread, 2 * lower);
+      const int64_t entry = tile.begin + row;
+#pragma unroll
+      for (int first = 0; first < kFeatures / 8; first += 4) {
+        uint32_t gates[4], ups[4], products[4];
+#pragma unroll
+        for (int g = 0; g < 4; ++g) {
+          const int reg = 4 * (first + g) + 2 * lower;
+          const int feature = tile.column + 8 * (first + g) + lane % 4 * 2;
+          const Pair gate_bias = bias_of(tile.group, 0, feature), up_bias = bias_of(tile.group, 1, feature);
+          const Pair gate{sums[reg] + gate_bias.first, sums[reg + 1] + gate_bias.second};
+          const Pair up{sums[reg + kFeatures / 2] + up_bias.first, sums[reg + kFeatures / 2 + 1] + up_bias.second};
+          gates[g] = pack_pair<T>(gate);
+          ups[g] = pack_pair<T>(up);
+          products[g] = pack_pair<T>(
+              {feature < tile.width ? gate.first * fast_sigmoid(gate.first) * up.first : 0.0f,
+               feature + 1 < tile.width ? gate.second * fast_sigmoid(gate.second) * up.second : 0.0f});
+        }
+        quad_transpose(products);
+        const int64_t column = tile.column + 8 * (first + lane % 4);
+        const bool exists = row < tile.rows && column < intermediate;
+        if (exists) store_pairs(hidden + entry * intermediate + column, products);
+        if (pre_activation) {
+          quad_transpose(gates);
+          quad_transpose(ups);
+          if (exists && column < tile.width) {
+            store_pairs(pre_activation + entry * 2 * intermediate + column, gates);
+            store_pairs(pre_activation + (entry * 2 + 1) * intermediate + column, ups);
+          }
+        }
+      }
+    }
+  }
+};
+
+/// out[s, :] = sum over parts of a_part[s, :] b_part[group of s] (+ bias): A's rows lie in entry order.
+/// kBMnMajor: b_part [num_experts, depth, n]; else [num_experts, n, depth].
+template <class T, class Shape_, int kParts, bool kBMnMajor_>
+struct RowsProblem {
+  using Element = T;
+  using Shape = Shape_;
+  using Tile = RowsTile;
+  static constexpr bool kAMnMajor = false, kBMnMajor = kBMnMajor_, kThreadsLoad = false;
+  static constexpr int kBoxBytes = Shape::kStageBytes;
+
+  TensorMap a[kParts];  // [capacity, depth], boxes of kRows
+  TensorMap b[kParts];  // boxes of 256 lines, or 64 if N-major
+  RowTiles tiles;
+  const int32_t* widths;  // how much of depth an expert uses, or null
+  const T* bias;          // [num_experts, n] or null
+  int64_t depth, n;
+  T* out;  // [capacity, n]
+
+  __device__ int column_tiles() const { return static_cast<int>((n + Shape::kColumns - 1) / Shape::kColumns); }
+  __device__ int64_t num_tiles() const { return scheduled_tiles(tiles) * column_tiles(); }
+  __device__ Tile tile(int64_t index) const {
+    Tile tile = rows_tile(tiles, index, column_tiles(), Shape::kColumns);
+    tile.width = width_of(widths, tile.group, depth);
+    tile.depth_blocks = kParts * blocks_of_64(tile.width);
+    return tile;
+  }
+
+  __device__ void load_boxes(const Tile& tile, int block, SharedAddress a_stage, SharedAddress b_stage,
+                             SharedAddress barrier) const {
+    const int group = static_cast<int>(tile.group), per_part = tile.depth_blocks / kParts;
+    const int part = kParts == 1 || block < per_part ? 0 : 1, k = (block - part * per_part) * 64;
+    tma_load(a_stage, a[part], k, static_cast<int>(tile.begin), 0, barrier);
+    if constexpr (kBMnMajor) {
+#pragma unroll
+      for (int c = 0; c < Shape::kColumns; c += 64)
+        tma_load(b_stage + c * 128, b[part], tile.column + c, k, group, barrier);
+    } else {
+      tma_load(b_stage, b[part], k, tile.column, group, barrier);
+    }
+  }
+
+  __device__ void store(const Tile& tile, const float (&sums)[Shape::kColumns / 2], int thread) const {
+    const int lane = thread % 32;
+#pragma unroll
+    for (int lower = 0; lower < 2; ++lower) {
+      const int row = fragment_row(thread, 2 * lower);
+#pragma unroll
+      for (int first = 0; first < Shape::kColumns / 8; first += 4) {
+        uint32_t pairs[4];
+#pragma unroll
+        for (int g = 0; g < 4; ++g) {
+          const int reg = 4 * (first + g) + 2 * lower, column = tile.column + 8 * (first + g) + lane % 4 * 2;
+          Pair pair{sums[reg], sums[reg + 1]};
+          if (bias && column < n) {
+            pair.first += static_cast<float>(bias[tile.group * n + column]);
+            pair.second += static_cast<float>(bias[tile.group * n + column + 1]);
+          }
+          pairs[g] = pack_pair<T>(pair);
+        }
+        quad_transpose(pairs);
+        const int64_t column = tile.column + 8 * (first + lane % 4);
+        if (row < tile.rows && column < n) store_pairs(out + (tile.begin + row) * n + column, pairs);
+      }
+    }
+  }
+};
+
+/// The maps of a gate and an up half: rows gate_up_row(part, 0), gate_up_row(part, 1), ... of every expert.
+template <class T>
+TensorMap gate_up_map(const ExpertFfn<T>& ffn, int part, int box_lines) {
+  const int64_t stride = ffn.gate_up.out_stride;
+  return make_tensor_map(TensorView<T>{ffn.gate_up.weight + ffn.gate_up_row(part, 0) * stride, ffn.in_features,
+                                       ffn.intermediate, ffn.num_experts, ffn.interleaved ? 2 * stride : stride,
+                                       ffn.gate_up.expert_stride, box_lines});
+}
+
+/// [num_experts, out_features, intermediate].
+template <class T>
+TensorMap down_map(const ExpertFfn<T>& ffn, int box_lines) {
+  return make_tensor_map(TensorView<T>{ffn.down.weight, ffn.intermediate, ffn.out_features, ffn.num_experts,
+                                       ffn.down.out_stride, ffn.down.expert_stride, box_lines});
+}
+
+/// Columns of a matrix in entry order, for boxes that lie in one half of it.
+template <class T>
+TensorMap entry_map(const T* matrix, int64_t capacity, int64_t columns, int64_t stride, int box_lines) {
+  return make_tensor_map(TensorView<T>{matrix, columns, capacity, 1, stride, stride * capacity, box_lines});
+}
+
+/// Where the forward keeps what lies between its kernels; each part starts at a multiple of 16 bytes.
+template <class T>
+struct ExpertFfnSm90Workspace {
+  int32_t* schedule;
+  T* hidden;  // [capacity, intermediate]
+  T* rows;    // [capacity, out_features]
+  T* x;       // [capacity, in_features], GatherKind::copy alone
+};
+
+template <class T, class Shape>
+void expert_ffn_sm90_forward(const ExpertFfn<T>& ffn, int64_t capacity, GatherKind gather, T* y, T* pre_activation,
+                             const ExpertFfnSm90Workspace<T>& workspace, int multiprocessors, cudaStream_t stream) {
+  const RowTiles tiles = row_tiles_cuda(ffn.group_offsets, ffn.num_experts, capacity, Shape::kRows, false,
+                                        workspace.schedule, stream);
+  const auto gate_up = [&]<GatherKind kGather>() {
+    using Problem = GateUpProblem<T, Shape, kGather>;
+    Problem problem{};
+    if constexpr (kGather == GatherKind::copy) {
+      gather_cuda<T>(ffn.x, nullptr, ffn.item_ids, ffn.group_offsets + ffn.num_experts, ffn.num_items, capacity,
+                     ffn.in_features, workspace.x, stream);
+      problem.x_map = entry_map<T>(workspace.x, capacity, ffn.in_features, ffn.in_features, Shape::kRows);
+    }
+    for (int part = 0; part < 2; ++part) problem.gate_up[part] = gate_up_map(ffn, part, Problem::kFeatures);
+    problem.tiles = tiles;
+    problem.x = ffn.x;
+    problem.item_ids = ffn.item_ids;
+    problem.widths = ffn.widths;
+    problem.bias = ffn.gate_up.bias;
+    problem.num_items = ffn.num_items;
+    problem.in_features = ffn.in_features;
+    problem.intermediate = ffn.intermediate;
+    problem.interleaved = ffn.interleaved;
+    problem.hidden = workspace.hidden;
+    problem.pre_activation = pre_activation;
+    const int64_t column_tiles = (ffn.intermediate + Problem::kFeatures - 1) / Problem::kFeatures;
+    launch_grouped_gemm_sm90(problem, tiles.max_tiles * column_tiles, multiprocessors, stream);
+  };
+  gather == GatherKind::copy ? gate_up.template operator()<GatherKind::copy>()
+                             : gate_up.template operator()<GatherKind::in_kernel>();
+
+  RowsProblem<T, Shape, 1, false> down{};
+  down.a[0] = entry_map<T>(workspace.hidden, capacity, ffn.intermediate, ffn.intermediate, Shape::kRows);
+  down.b[0] = down_map(ffn, Shape::kColumns);
+  down.tiles = tiles;
+  down.widths = ffn.widths;
+  down.bias = ffn.down.bias;
+  down.depth = ffn.intermediate;
+  down.n = ffn.out_features;
+  down.out = workspace.rows;
+  launch_grouped_gemm_sm90(down, tiles.max_tiles * ((ffn.out_features + Shape::kColumns - 1) / Shape::kColumns),
+                           multiprocessors, stream);
+  expert_combine_cuda(
+      ExpertCombine<T, T>{workspace.rows, ffn.weights, ffn.x, ffn.weights, ffn.group_offsets, ffn.item_offsets,
+                          ffn.entry_ids, ffn.num_experts, ffn.num_zero, ffn.num_groups(), ffn.num_items, capacity,
+                          ffn.out_features, y},
+      stream);
+}
+
+}  // namespace detail
+
+}  // namespace anabranch

@@ -13,10 +13,10 @@ Tensor grouped_mm(const Tensor& x, const Tensor& w, const Tensor& offsets, const
   const Tensor out = empty_on(x, {x.size(0), w.size(2)}, x.scalar_type());
   const Tensor scratch = empty_on(x, {row_tiles_scratch(w.size(0))}, ScalarType::Int);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
-    grouped_mm_cuda(GroupedMm<T>{strided_matrix<T>(x), strided_matrix<T>(w), w.stride(0), data<T>(bias),
-                                 data<int32_t>(offsets), w.size(0), x.size(0), x.size(1), w.size(2),
-                                 mutable_data<T>(out)},
-                    mutable_data<int32_t>(scratch), device.stream);
+    grouped_mm_cuda(
+        GroupedMm<T>{strided_matrix<T>(x), strided_matrix<T>(w), w.stride(0), data<T>(bias), data<int32_t>(offsets),
+                     w.size(0), x.size(0), x.size(1), w.size(2), mutable_data<T>(out)},
+        mutable_data<int32_t>(scratch), device.stream);
   });
   return out;
 }

@@ -31,53 +31,60 @@ struct GemmLines {
   const T* data;
   int64_t line_stride, k_stride;
   const int32_t* line_ids = nullptr;  // if given, line l is number line_ids[l]
-  const int32_t* k_ids = nullptr;     // if given, element p is number k_ids[p]
   int64_t num_ids = 0;                // ids outside [0, num_ids) stand for zeros
   bool paired = false;                // line l is number l / 2 of half l % 2
   int64_t pair_stride = 0;
 
-  __device__ const T* line(int64_t l) const {
+  /// Where element p of line l is, or null.
+  __device__ const T* locate(int64_t l, int p) const {
     if (line_ids) {
       l = line_ids[l];
       if (l < 0 || l >= num_ids) return nullptr;
     }
-    return paired ? data + (l >> 1) * line_stride + (l & 1) * pair_stride : data + l * line_stride;
+    return data + (paired ? (l >> 1) * line_stride + (l & 1) * pair_stride : l * line_stride) + p * k_stride;
   }
-  __device__ T element(const T* line, int64_t p) const {
-    if (k_ids) {
-      p = k_ids[p];
-      if (p < 0 || p >= num_ids) return T(0.0f);
-    }
-    return line[p * k_stride];
-  }
-  __device__ bool runs_along_k() const {
-    const int64_t along = k_stride < 0 ? -k_stride : k_stride, across = line_stride < 0 ? -line_stride : line_stride;
-    return along <= across;
-  }
+  /// Element begin + p, from a place that `step` has moved by begin elements.
+  __device__ T element(const T* place, int64_t, int) const { return *place; }
+  __device__ int64_t step() const { return kGemmSteps * k_stride; }
   /// The same lines, moved by elements.
   __device__ GemmLines moved(int64_t elements) const {
     GemmLines lines = *this;
     lines.data += elements;
     return lines;
   }
-  /// The same lines from element p on.
-  __device__ GemmLines from(int64_t p) const {
-    GemmLines lines = *this;
-    if (k_ids)
-      lines.k_ids += p;
-    else
-      lines.data += p * k_stride;
+};
+
+/// Lines along routed rows: element p of line l lies at data + l * line_stride + (k_ids ? k_ids[p] : p) * k_stride.
+template <class T>
+struct GemmColumns {
+  const T* data;
+  int64_t line_stride, k_stride;
+  const int32_t* k_ids = nullptr;
+  int64_t num_ids = 0;  // ids outside [0, num_ids) stand for zeros
+
+  __device__ const T* locate(int64_t l, int p) const { return data + l * line_stride + (k_ids ? 0 : p * k_stride); }
+  __device__ T element(const T* place, int64_t begin, int p) const {
+    if (!k_ids) return *place;
+    const int64_t id = k_ids[begin + p];
+    return id >= 0 && id < num_ids ? place[id * k_stride] : T(0.0f);
+  }
+  __device__ int64_t step() const { return k_ids ? 0 : kGemmSteps * k_stride; }
+  /// The same lines, moved by elements, from element p on.
+  __device__ GemmColumns from(int64_t elements, int64_t p) const {
+    GemmColumns lines = *this;
+    lines.data += elements + (k_ids ? 0 : p * k_stride);
+    if (k_ids) lines.k_ids += p;
     return lines;
   }
 };
 
 /// A thread's share of the loads of 64 lines x 16 steps: four elements, neighbours in a warp along the smaller stride.
-template <class T>
+template <class T, class Lines>
 class GemmLoader {
  public:
-  __device__ GemmLoader(const GemmLines<T>& lines, int64_t first, int count, int64_t k) : lines_(lines), k_(k) {
+  __device__ GemmLoader(const Lines& lines, int64_t first, int count, int64_t k) : lines_(lines), k_(k) {
     const int thread = static_cast<int>(threadIdx.x);
-    const bool along_k = lines.runs_along_k();
+    const bool along_k = magnitude(lines.k_stride) <= magnitude(lines.line_stride);
     line_ = along_k ? thread / kGemmSteps : thread % kGemmTile;
     line_step_ = along_k ? kGemmThreads / kGemmSteps : 0;
     step_ = along_k ? thread % kGemmSteps : thread / kGemmTile;
@@ -85,14 +92,19 @@ class GemmLoader {
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
       const int line = line_ + i * line_step_;
-      starts_[i] = line < count ? lines.line(first + line) : nullptr;
+      places_[i] = line < count ? lines.locate(first + line, step_ + i * step_step_) : nullptr;
+      present_ |= static_cast<unsigned>(places_[i] != nullptr) << i;
     }
   }
+  /// Elements begin .. begin + 16 of the lines; begin is 16 more at each call.
   __device__ void fetch(int64_t begin) {
+    const int left = static_cast<int>(k_ - begin < kGemmSteps ? k_ - begin : kGemmSteps);
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
-      const int64_t p = begin + step_ + i * step_step_;
-      values_[i] = starts_[i] && p < k_ ? lines_.element(starts_[i], p) : T(0.0f);
+      const int p = step_ + i * step_step_;
+      const bool exists = (present_ >> i & 1) && p < left;
+      values_[i] = exists ? lines_.element(places_[i], begin, p) : T(0.0f);
+      places_[i] += lines_.step();
     }
   }
   __device__ void put(const SharedArray<accumulate_t<T>>& tile) const {
@@ -104,10 +116,13 @@ class GemmLoader {
 
  private:
   static constexpr int kElements = kGemmTile * kGemmSteps / kGemmThreads;
-  const GemmLines<T>& lines_;
+  __device__ static int64_t magnitude(int64_t stride) { return stride < 0 ? -stride : stride; }
+
+  const Lines& lines_;
   int64_t k_;
   int line_, line_step_, step_, step_step_;
-  const T* starts_[kElements];
+  unsigned present_ = 0;
+  const T* places_[kElements];
   T values_[kElements];
 };
 
@@ -125,14 +140,16 @@ class GemmTile {
   }
 
   /// Adds the product of `left_count` and `right_count` lines, at most 64, over k elements.
-  __device__ void add(const GemmLines<T>& left, int64_t left_first, int left_count, const GemmLines<T>& right,
-                      int64_t right_first, int right_count, int64_t k) {
+  template <class Lines>
+  __device__ void add(const Lines& left, int64_t left_first, int left_count, const Lines& right, int64_t right_first,
+                      int right_count, int64_t k) {
     SharedMemory written, read;
     const SharedArray<Sum> put_left = written.take<Sum>(kGemmSteps * kGemmLine);
     const SharedArray<Sum> put_right = written.take<Sum>(kGemmSteps * kGemmLine);
     const SharedArray<Piece> get_left = read.take<Piece>(kGemmSteps * kGemmLine / kPiece);
     const SharedArray<Piece> get_right = read.take<Piece>(kGemmSteps * kGemmLine / kPiece);
-    GemmLoader<T> left_loader(left, left_first, left_count, k), right_loader(right, right_first, right_count, k);
+    GemmLoader<T, Lines> left_loader(left, left_first, left_count, k);
+    GemmLoader<T, Lines> right_loader(right, right_first, right_count, k);
     left_loader.fetch(0);
     right_loader.fetch(0);
     for (int64_t begin = 0; begin < k; begin += kGemmSteps) {
@@ -143,7 +160,7 @@ class GemmTile {
         left_loader.fetch(begin + kGemmSteps);
         right_loader.fetch(begin + kGemmSteps);
       }
-#pragma unroll 4
+#pragma unroll 2
       for (int p = 0; p < kGemmSteps; ++p) {
         Sum rows[4], columns[4];
         take_four(get_left, p * kGemmLine + first_row(), rows);

@@ -57,6 +57,7 @@ __global__ void __launch_bounds__(kGemmThreads) grouped_rows_kernel(GroupedRows<
   GemmTile<T> tile;
   if (exists) {
     const int64_t k = width_within(problem.widths, rows.group, problem.k);
+#pragma unroll 1
     for (int64_t part = 0; part < problem.num_parts; ++part) {
       tile.add(problem.a.moved(part * problem.a_part_stride), rows.begin, rows.size(),
                problem.b.moved(rows.group * problem.b_group_stride + part * problem.b_part_stride), first, columns, k);
@@ -84,7 +85,7 @@ void grouped_rows_cuda(const GroupedRows<T, Out>& problem, cudaStream_t stream) 
 /// frozen groups and beyond a width.
 template <class T>
 struct GroupedOuter {
-  GemmLines<T> left, right;  // element s: of row s
+  GemmColumns<T> left, right;  // element s: of row s
   const int32_t* row_offsets;
   int64_t num_groups, num_rows;
   const int32_t *left_widths, *right_widths;  // [num_groups] lines in use, or null
@@ -123,8 +124,8 @@ __global__ void __launch_bounds__(kGemmThreads) grouped_outer_kernel(GroupedOute
   const int used_columns = lines_from(first_column, width_within(problem.right_widths, group, problem.n));
   GemmTile<T> tile;
   if (used_rows > 0 && used_columns > 0 && !(problem.frozen && problem.frozen[group])) {
-    tile.add(problem.left.moved(part * problem.left_part_stride).from(summed.begin), first_row, used_rows,
-             problem.right.moved(part * problem.right_part_stride).from(summed.begin), first_column, used_columns,
+    tile.add(problem.left.from(part * problem.left_part_stride, summed.begin), first_row, used_rows,
+             problem.right.from(part * problem.right_part_stride, summed.begin), first_column, used_columns,
              summed.size());
   }
   const SharedArray<Sum> sums = tile.share();

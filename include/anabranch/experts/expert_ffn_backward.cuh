@@ -19,13 +19,18 @@
 
 namespace anabranch {
 
+/// Parts in which the gradient of an entry's weight is made.
+inline int64_t expert_ffn_dot_parts(int64_t intermediate) {
+  return (intermediate + detail::kGemmTile - 1) / detail::kGemmTile;
+}
+
 /// What is null belongs to gradients that are not wanted.
 template <class T>
 struct ExpertFfnBackwardScratch {
   int32_t* schedule;              // row_tiles_scratch(num_experts)
   T* weighted_hidden;             // [capacity, intermediate], for down.weight
   T* dpre_activation;             // [capacity, parts, intermediate], always
-  accumulate_t<T>* partial_dots;  // [ceil(intermediate / 64), capacity], for weights
+  accumulate_t<T>* partial_dots;  // [expert_ffn_dot_parts(intermediate), capacity], for weights
   accumulate_t<T>* sums;          // [capacity, in_features], for x
 };
 
@@ -242,7 +247,7 @@ void expert_ffn_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, const T
   if (capacity > 0 && ffn.num_experts > 0) {
     const auto tiles = row_tiles_cuda(ffn.group_offsets, ffn.num_experts, capacity, detail::kGemmTile, false,
                                       scratch.schedule, stream);
-    const int64_t blocks = tiles.max_tiles * ((ffn.intermediate + detail::kGemmTile - 1) / detail::kGemmTile);
+    const int64_t blocks = tiles.max_tiles * expert_ffn_dot_parts(ffn.intermediate);
     const detail::GemmLines<T> upstream{dy, ffn.out_features, 1, ffn.item_ids, ffn.num_items};
     const detail::GemmLines<T> down{ffn.down.weight, ffn.down.in_stride, ffn.down.out_stride};
     launch(detail::hidden_backward_kernel<T>, detail::grid_of(blocks), detail::kGemmThreads,

@@ -47,8 +47,9 @@ __device__ int64_t expert_width(const ExpertFfn<T>& ffn, int64_t expert) {
 
 /// `gate_up` has one line per column of the tile: gate and up features alternate if there are both.
 template <class T>
-__global__ void __launch_bounds__(kGemmThreads) gate_up_kernel(ExpertFfn<T> ffn, RowTiles tiles, GemmLines<T> x,
-                                                               GemmLines<T> gate_up, T* hidden, T* pre_activation) {
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
+    gate_up_kernel(ExpertFfn<T> ffn, RowTiles tiles, GemmLines<T> x, GemmLines<T> gate_up, T* hidden,
+                   T* pre_activation) {
   using Sum = accumulate_t<T>;
   const int parts = ffn.gated ? 2 : 1, features = kGemmTile / parts;
   const int64_t inner = ffn.intermediate, feature_tiles = (inner + features - 1) / features, block = blockIdx.x;

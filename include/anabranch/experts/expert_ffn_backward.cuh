@@ -43,7 +43,7 @@ __device__ Value warp_sum(Value value) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kGemmThreads)
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     hidden_backward_kernel(ExpertFfn<T> ffn, RowTiles tiles, GemmLines<T> dy, GemmLines<T> down,
                            const T* pre_activation, ExpertFfnBackwardScratch<T> to) {
   using Sum = accumulate_t<T>;
@@ -122,7 +122,7 @@ inline constexpr int kBiasRows = 8;
 
 /// 32 columns of one expert by 8 threads per column, each of which takes every eighth row.
 template <class T>
-__global__ void __launch_bounds__(32 * kBiasRows)
+__global__ void __launch_bounds__(32 * kBiasRows, 4)
     bias_backward_kernel(ExpertFfn<T> ffn, int64_t capacity, BiasGradient<T> bias, const bool* frozen) {
   using Sum = accumulate_t<T>;
   SharedMemory shared;

@@ -23,6 +23,9 @@ namespace anabranch::detail {
 inline constexpr int kGemmTile = 64;
 inline constexpr int kGemmThreads = 256;
 inline constexpr int kGemmSteps = 16;
+/// Blocks that share a multiprocessor at least: said to the compiler, it neither spills for a third nor wastes one.
+template <class T>
+inline constexpr int kGemmBlocks = sizeof(T) == 8 ? 1 : 2;
 inline constexpr int kGemmLine = kGemmTile + 4;
 
 /// Element p of line l lies at data + l * line_stride + p * k_stride.

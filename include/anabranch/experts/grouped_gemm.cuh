@@ -46,7 +46,7 @@ struct GroupedRows {
 };
 
 template <class T, class Out>
-__global__ void __launch_bounds__(kGemmThreads) grouped_rows_kernel(GroupedRows<T, Out> problem) {
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>) grouped_rows_kernel(GroupedRows<T, Out> problem) {
   using Sum = accumulate_t<T>;
   const int64_t column_tiles = ceil_div_64(problem.n), block = blockIdx.x;
   const RowTile rows = problem.tiles.tile(block / column_tiles);
@@ -109,7 +109,7 @@ struct GroupedOuter {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kGemmThreads) grouped_outer_kernel(GroupedOuter<T> problem) {
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>) grouped_outer_kernel(GroupedOuter<T> problem) {
   using Sum = accumulate_t<T>;
   const int64_t column_tiles = ceil_div_64(problem.n), row_tiles = ceil_div_64(problem.m);
   int64_t block = blockIdx.x;

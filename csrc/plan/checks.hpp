@@ -1,6 +1,8 @@
 // What the plan's ops ask of their arguments, on every device; and, on the CPU, of the plan's contents.
 #pragma once
 
+#include <tuple>
+
 #include "anabranch/plan/build.hpp"
 #include "torch.hpp"
 
@@ -56,6 +58,63 @@ inline void check_capacity(const char* op, int64_t capacity, int64_t num_groups,
   check(capacity >= 0 && capacity < limit, op, ": the plan would have ", capacity, " entries, must be below 2^31 - 1");
   check(num_groups >= 0 && num_groups < limit, op, ": num_groups is ", num_groups, ", must be in [0, 2^31 - 1)");
   check(num_items >= 0 && num_items < limit, op, ": num_items is ", num_items, ", must be in [0, 2^31 - 1)");
+}
+
+/// What a builder or the transpose returns: offsets, ids, and where each entry came from.
+struct PlanTensors {
+  Tensor group_offsets, item_ids, source_ids;
+  PlanTensors(const Tensor& like, int64_t num_groups, int64_t capacity)
+      : group_offsets(empty_on(like, {num_groups + 1}, ScalarType::Int)),
+        item_ids(empty_on(like, {capacity}, ScalarType::Int)),
+        source_ids(empty_on(like, {capacity}, ScalarType::Int)) {}
+  PlanArrays arrays() const { return plan_arrays(group_offsets, item_ids, mutable_data<int32_t>(source_ids)); }
+  /// The same three of a transposed plan, whose groups are the plan's items.
+  TransposedArrays transposed_arrays() const {
+    return {mutable_data<int32_t>(group_offsets), mutable_data<int32_t>(item_ids), mutable_data<int32_t>(source_ids),
+            group_offsets.size(0) - 1};
+  }
+  std::tuple<Tensor, Tensor, Tensor> tuple() const { return {group_offsets, item_ids, source_ids}; }
+};
+
+inline void check_from_top_k(const char* op, const Tensor& indices, int64_t num_groups) {
+  check_dim(op, "indices", indices, 2);
+  const ScalarType type = indices.scalar_type();
+  check(type == ScalarType::Long || type == ScalarType::Int, op, ": indices is ", dtype_name(type),
+        ", must be int64 or int32");
+  check_capacity(op, indices.numel(), num_groups, indices.size(0));
+}
+
+inline void check_from_mask(const char* op, const Tensor& mask, int64_t capacity) {
+  check_dim(op, "mask", mask, 2);
+  check_dtype(op, "mask", mask, ScalarType::Bool);
+  check_capacity(op, capacity, mask.size(1), mask.size(0));
+  check_capacity(op, mask.numel(), mask.size(1), mask.size(0));
+}
+
+inline void check_from_pairs(const char* op, const Tensor& item_ids, const Tensor& group_ids, int64_t num_items,
+                             int64_t num_groups) {
+  check_index_vector(op, "item_ids", item_ids);
+  check_index_vector(op, "group_ids", group_ids, item_ids.size(0));
+  check_same_device(op, "group_ids", group_ids, "item_ids", item_ids);
+  check_capacity(op, item_ids.size(0), num_groups, num_items);
+}
+
+inline void check_transpose(const char* op, const Tensor& group_offsets, const Tensor& item_ids, int64_t num_items) {
+  check_plan(op, group_offsets, item_ids);
+  check_capacity(op, item_ids.size(0), group_offsets.size(0) - 1, num_items);
+}
+
+inline void check_select(const char* op, const Tensor& values, const Tensor& source_ids) {
+  check_floating(op, "values", values);
+  check_index_vector(op, "source_ids", source_ids);
+  check_same_device(op, "source_ids", source_ids, "values", values);
+}
+
+inline void check_select_backward(const char* op, const Tensor& grad, const Tensor& source_ids, int64_t num_values) {
+  check_floating(op, "grad", grad);
+  check_index_vector(op, "source_ids", source_ids, grad.numel());
+  check_same_device(op, "source_ids", source_ids, "grad", grad);
+  check(num_values >= 0, op, ": num_values is ", num_values, ", must not be negative");
 }
 
 inline void check_gather(const char* op, const Tensor& x, const std::optional<Tensor>& weights,

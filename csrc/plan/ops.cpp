@@ -10,16 +10,6 @@ namespace {
 
 using Built = std::tuple<Tensor, Tensor, Tensor>;
 
-struct PlanTensors {
-  Tensor group_offsets, item_ids, source_ids;
-  PlanTensors(const Tensor& like, int64_t num_groups, int64_t capacity)
-      : group_offsets(empty_on(like, {num_groups + 1}, ScalarType::Int)),
-        item_ids(empty_on(like, {capacity}, ScalarType::Int)),
-        source_ids(empty_on(like, {capacity}, ScalarType::Int)) {}
-  PlanArrays arrays() const { return plan_arrays(group_offsets, item_ids, mutable_data<int32_t>(source_ids)); }
-  Built tuple() const { return {group_offsets, item_ids, source_ids}; }
-};
-
 template <class Index>
 void check_group_ids(const char* op, const char* name, const Index* ids, int64_t n, int64_t num_groups) {
   for (int64_t p = 0; p < n; ++p) {
@@ -30,11 +20,7 @@ void check_group_ids(const char* op, const char* name, const Index* ids, int64_t
 
 Built from_top_k(const Tensor& indices_in, int64_t num_groups) {
   constexpr const char* op = "from_top_k";
-  check_dim(op, "indices", indices_in, 2);
-  const ScalarType type = indices_in.scalar_type();
-  check(type == ScalarType::Long || type == ScalarType::Int, op, ": indices is ", dtype_name(type),
-        ", must be int64 or int32");
-  check_capacity(op, indices_in.numel(), num_groups, indices_in.size(0));
+  check_from_top_k(op, indices_in, num_groups);
   const Tensor indices = as_contiguous(indices_in);
   const int64_t n = indices.numel(), top_k = indices.size(1);
   PlanTensors plan(indices, num_groups, n);
@@ -43,17 +29,14 @@ Built from_top_k(const Tensor& indices_in, int64_t num_groups) {
     build_plan_cpu(
         n, [=](int64_t p) { return p / top_k; }, [=](int64_t p) -> int64_t { return ids[p]; }, plan.arrays());
   };
-  type == ScalarType::Long ? build(data<int64_t>(indices)) : build(data<int32_t>(indices));
+  indices.scalar_type() == ScalarType::Long ? build(data<int64_t>(indices)) : build(data<int32_t>(indices));
   return plan.tuple();
 }
 
 Built from_mask(const Tensor& mask_in, int64_t capacity) {
   constexpr const char* op = "from_mask";
-  check_dim(op, "mask", mask_in, 2);
-  check_dtype(op, "mask", mask_in, ScalarType::Bool);
+  check_from_mask(op, mask_in, capacity);
   const int64_t n = mask_in.numel(), num_groups = mask_in.size(1);
-  check_capacity(op, capacity, num_groups, mask_in.size(0));
-  check_capacity(op, n, num_groups, mask_in.size(0));
   const Tensor mask = as_contiguous(mask_in);
   const bool* bits = data<bool>(mask);
   int64_t count = 0;
@@ -68,11 +51,8 @@ Built from_mask(const Tensor& mask_in, int64_t capacity) {
 
 Built from_pairs(const Tensor& item_ids, const Tensor& group_ids, int64_t num_items, int64_t num_groups) {
   constexpr const char* op = "from_pairs";
-  check_index_vector(op, "item_ids", item_ids);
-  check_index_vector(op, "group_ids", group_ids, item_ids.size(0));
-  check_same_device(op, "group_ids", group_ids, "item_ids", item_ids);
+  check_from_pairs(op, item_ids, group_ids, num_items, num_groups);
   const int64_t n = item_ids.size(0);
-  check_capacity(op, n, num_groups, num_items);
   const int32_t *items = data<int32_t>(item_ids), *groups = data<int32_t>(group_ids);
   check_ids(op, "item_ids", items, n, num_items);
   check_group_ids(op, "group_ids", groups, n, num_groups);
@@ -85,22 +65,17 @@ Built from_pairs(const Tensor& item_ids, const Tensor& group_ids, int64_t num_it
 
 Built transpose(const Tensor& group_offsets, const Tensor& item_ids, int64_t num_items) {
   constexpr const char* op = "transpose";
-  check_plan(op, group_offsets, item_ids);
-  check_capacity(op, item_ids.size(0), group_offsets.size(0) - 1, num_items);
+  check_transpose(op, group_offsets, item_ids, num_items);
   const int64_t num_entries = check_offsets(op, "group_offsets", group_offsets, item_ids.size(0));
   check_ids(op, "item_ids", data<int32_t>(item_ids), num_entries, num_items);
   const PlanTensors by_item(item_ids, num_items, item_ids.size(0));
-  transpose_plan_cpu(plan_arrays(group_offsets, item_ids),
-                     {mutable_data<int32_t>(by_item.group_offsets), mutable_data<int32_t>(by_item.item_ids),
-                      mutable_data<int32_t>(by_item.source_ids), num_items});
+  transpose_plan_cpu(plan_arrays(group_offsets, item_ids), by_item.transposed_arrays());
   return by_item.tuple();
 }
 
 Tensor select(const Tensor& values_in, const Tensor& source_ids) {
   constexpr const char* op = "select";
-  check_floating(op, "values", values_in);
-  check_index_vector(op, "source_ids", source_ids);
-  check_same_device(op, "source_ids", source_ids, "values", values_in);
+  check_select(op, values_in, source_ids);
   const Tensor values = as_contiguous(values_in);
   const int64_t n = source_ids.size(0), bound = values.numel();
   const int32_t* ids = data<int32_t>(source_ids);
@@ -118,9 +93,7 @@ Tensor select(const Tensor& values_in, const Tensor& source_ids) {
 
 Tensor select_backward(const Tensor& grad_in, const Tensor& source_ids, int64_t num_values) {
   constexpr const char* op = "select_backward";
-  check_floating(op, "grad", grad_in);
-  check_index_vector(op, "source_ids", source_ids, grad_in.numel());
-  check_same_device(op, "source_ids", source_ids, "grad", grad_in);
+  check_select_backward(op, grad_in, source_ids, num_values);
   const Tensor grad = as_contiguous(grad_in);
   const int64_t n = source_ids.size(0);
   const int32_t* ids = data<int32_t>(source_ids);

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.cpu
+
 
 def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.cpu
 SECTIONS = ("Loss against time", "Experts per byte, by class of byte", "Load per expert", "Held-out text")
 
 

@@ -28,6 +28,7 @@ def test_a_build_without_cuda_kernels_says_what_to_do() -> None:
         _explanation("plan_gather")()
 
 
+@pytest.mark.cpu
 def test_cpu_isa_can_be_lowered_but_not_raised(cpu_isa: str) -> None:
     assert torch.ops.anabranch.cpu_isa() in range(4)
     with pytest.raises(ValueError, match="must be 0 to"):

@@ -183,6 +183,7 @@ def test_frozen_experts_have_no_weight_gradient() -> None:
             assert torch.equal(a[~frozen], b[~frozen])
 
 
+@pytest.mark.cpu
 def test_same_bits_for_every_thread_count() -> None:
     tensors, routed = make(400, 60, 130, 60, experts=3, dtype=torch.float32)
     before, results = torch.get_num_threads(), []
@@ -231,7 +232,7 @@ def test_mixed_dtypes_and_autocast() -> None:
         mixed = call(expert_ffn, tensors | {"x": tensors["x"].bfloat16()}, routed)
         assert mixed.dtype == torch.bfloat16
         torch.testing.assert_close(mixed.float(), y, rtol=0.05, atol=0.05)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(y.device.type, dtype=torch.bfloat16):
             torch.testing.assert_close(call(expert_ffn, tensors, routed), y, rtol=0.1, atol=0.1)
 
 
@@ -282,6 +283,7 @@ def test_opcheck() -> None:
     opcheck(torch.ops.anabranch.expert_ffn_backward, backward)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -307,6 +309,7 @@ def test_bad_input(change: dict[str, Any], message: str) -> None:
         expert_ffn(plan=routed, **arguments)
 
 
+@pytest.mark.cpu
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(st.data())
 def test_fuzz_bad_plans_and_shapes_never_crash(data: st.DataObject) -> None:

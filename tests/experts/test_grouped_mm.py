@@ -93,10 +93,11 @@ def test_strides() -> None:
 
 def test_autocast_mixed_dtypes() -> None:
     x, w, offsets = torch.randn(5, 8).bfloat16(), torch.randn(2, 8, 3), int32([0, 4, 5])
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         assert grouped_mm(x, w, offsets).dtype == torch.bfloat16
 
 
+@pytest.mark.cpu
 def test_same_for_every_thread_count() -> None:
     x, w, offsets = torch.randn(900, 65), torch.randn(3, 65, 400), int32([0, 100, 600, 900])
     before, results = torch.get_num_threads(), []
@@ -115,6 +116,7 @@ def test_opcheck() -> None:
     opcheck(torch.ops.anabranch.grouped_mm_dw, (x, torch.randn(5, 3, requires_grad=True), int32([0, 2, 4])))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("change", "message"),
     [

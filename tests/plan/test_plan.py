@@ -42,9 +42,9 @@ def assert_plan(built: Plan, pairs: list[tuple[int, int]], num_groups: int, weig
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(st.integers(0, 40), st.integers(1, 5), st.integers(1, 9), st.booleans(), st.integers(0, 2**31))
 def test_from_top_k(items: int, top_k: int, groups: int, wide: bool, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    indices = torch.randint(0, groups + 1, (items, top_k), generator=generator)
-    weights = torch.rand(items, top_k, generator=generator)
+    torch.manual_seed(seed)
+    indices = torch.randint(0, groups + 1, (items, top_k))
+    weights = torch.rand(items, top_k)
     built = plan.from_top_k(indices if wide else indices.int(), weights, num_groups=groups)
     pairs = [(t, int(indices[t, k])) for t in range(items) for k in range(top_k)]
     assert_plan(built, pairs, groups, weights)
@@ -53,18 +53,19 @@ def test_from_top_k(items: int, top_k: int, groups: int, wide: bool, seed: int) 
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.integers(0, 30), st.integers(1, 9), st.integers(0, 2**31))
 def test_from_mask_and_from_pairs_agree(items: int, groups: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.rand(items, groups, generator=generator) < 0.4
-    weights = torch.rand(items, groups, generator=generator)
+    torch.manual_seed(seed)
+    mask = torch.rand(items, groups) < 0.4
+    weights = torch.rand(items, groups)
     pairs = [(t, g if mask[t, g] else groups) for t in range(items) for g in range(groups)]
     assert_plan(plan.from_mask(mask, weights), pairs, groups, weights)
     item_ids, group_ids = mask.nonzero(as_tuple=True)
-    order = torch.randperm(item_ids.shape[0], generator=generator)
+    order = torch.randperm(item_ids.shape[0])
     item_ids, group_ids, flat = item_ids[order], group_ids[order], weights[mask][order]
     built = plan.from_pairs(item_ids, group_ids, flat, num_items=items, num_groups=groups)
     assert_plan(built, list(zip(item_ids.tolist(), group_ids.tolist(), strict=True)), groups, flat)
 
 
+@pytest.mark.cpu
 def test_large_plan_is_the_same_for_every_thread_count() -> None:
     indices = torch.randint(0, 65, (70_000, 2))
     before = torch.get_num_threads()
@@ -153,6 +154,7 @@ def test_opcheck() -> None:
         opcheck(ops.plan_segment_reduce_backward, (dout, arg, built.group_offsets, built.capacity, reduction))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -189,6 +191,7 @@ def test_bad_input(call, message: str) -> None:
         call()
 
 
+@pytest.mark.cpu
 @settings(deadline=None, derandomize=True, max_examples=150)
 @given(
     st.lists(st.integers(-5, 12), max_size=8),

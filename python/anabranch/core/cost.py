@@ -128,13 +128,14 @@ def record(
     dense_rows: int,
     flops_per_row: int,
     group_offsets: Tensor,
+    num_groups: int,
     bytes_per_group: int,
 ) -> None:
-    """Tells every active meter of one call over the groups of `group_offsets`. Called by ops; costs nothing where no
+    """Tells every active meter of one call over the first `num_groups` groups. Called by ops; costs nothing where no
     meter is active."""
     if torch.compiler.is_compiling():
         return
     for meter in CostMeter._active:
         module = meter._stack[-1] if meter._stack else ""
-        offsets = group_offsets.detach()
+        offsets = group_offsets.detach()[: num_groups + 1]
         meter.recorded.append(Call(op, module, offsets[-1], dense_rows, flops_per_row, offsets, bytes_per_group))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -152,12 +153,13 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _record_cost(plan: Plan, gate_up_proj: Tensor, down_proj: Tensor, null_experts: int) -> None:
     num_experts = gate_up_proj.shape[0]
-    per_expert = gate_up_proj[0].numel() + down_proj[0].numel()
+    per_expert = math.prod(gate_up_proj.shape[1:]) + math.prod(down_proj.shape[1:])
     record(
         "expert_ffn",
         dense_rows=plan.num_items * (plan.num_groups - null_experts),
         flops_per_row=2 * per_expert,
-        group_offsets=plan.group_offsets[: num_experts + 1],
+        group_offsets=plan.group_offsets,
+        num_groups=num_experts,
         bytes_per_group=per_expert * gate_up_proj.element_size(),
     )
 

@@ -1,0 +1,48 @@
+// What a CUDA op needs besides its kernels: the device of its tensors made current, and torch's stream there.
+//
+// The library links no CUDA library of torch, so that it loads on a machine without a driver. The one symbol it wants
+// from there is weak: it is found through libtorch.so where torch has CUDA, and never called where there is no tensor
+// to call it with. The CUDA runtime is static; it shares the device's primary context with torch's own.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "torch.hpp"
+
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                                                   void** ret_stream);
+
+namespace anabranch {
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+/// Makes the device of a tensor current for as long as it lives; `stream` is torch's current stream there.
+class OnDeviceOf {
+ public:
+  explicit OnDeviceOf(const Tensor& tensor) {
+    const int device = tensor.get_device_index();
+    check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
+    check_cuda(cudaSetDevice(device), "cudaSetDevice");
+    void* current = nullptr;
+    if (!aoti_torch_get_current_cuda_stream || aoti_torch_get_current_cuda_stream(device, &current) != 0) {
+      cudaSetDevice(previous_);
+      throw std::runtime_error("anabranch: this torch gives no CUDA stream; install a torch built with CUDA");
+    }
+    stream = static_cast<cudaStream_t>(current);
+  }
+  OnDeviceOf(const OnDeviceOf&) = delete;
+  ~OnDeviceOf() { cudaSetDevice(previous_); }
+
+  cudaStream_t stream;
+
+ private:
+  int previous_ = 0;
+};
+
+}  // namespace anabranch

@@ -1,7 +1,6 @@
-// The Hopper kernels of the expert FFN, main loop included, against the plain loops: ragged groups, empty ones, capacity
-// beyond the entries, every tile shape and either gather.
+// The Hopper kernels of the expert FFN, main loop included, against the plain loops: ragged groups, empty ones,
+// capacity beyond the entries, every tile shape and either gather.
 #include "anabranch/experts/expert_ffn_sm90.cuh"
-
 #include "expert_ffn_case.hpp"
 
 using namespace anabranch;

@@ -1,8 +1,8 @@
 // Sums of a wgmma on their way to memory: rounded in pairs, and exchanged so that a thread holds 16 bytes of one row.
 //
-// The four lanes of a quad hold the same row: in each 8 columns, lane q has columns 2q and 2q + 1. Over four such groups
-// of columns that is a 4 x 4 matrix of pairs, and its transpose gives lane q all 8 columns of group q. A quad then writes
-// 64 bytes in a row where it would have written 16.
+// The four lanes of a quad hold the same row: in each 8 columns, lane q has columns 2q and 2q + 1. Over four such
+// groups of columns that is a 4 x 4 matrix of pairs, and its transpose gives lane q all 8 columns of group q. A quad
+// then writes 64 bytes in a row where it would have written 16.
 #pragma once
 
 #include <cmath>

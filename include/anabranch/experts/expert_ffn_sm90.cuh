@@ -1,28 +1,27 @@
 // The expert FFN's forward on Hopper: gated by silu, 16-bit elements, sums in float.
 //
 // 1. Tiles of rows are scheduled on the device (tile_schedule.cuh).
-// 2. hidden [capacity, intermediate] = silu(x gate^T) * (x up^T): a tile's B holds 128 gate rows above the 128 up rows of
+// 2. hidden [capacity, intermediate] = silu(x gate^T) * (x up^T): a tile's B holds 128 gate rows above the 128 up rows
+// of
 //    the same features, so both sums of a feature lie in one thread. A is gathered by item id while loading
 //    (GatherKind::in_kernel), or from a copy in entry order that a pass before it made, by TMA (GatherKind::copy).
 // 3. rows [capacity, out_features] = hidden down^T (+ bias), rounded to T: half the bytes of float, which at many rows
 //    cost more than the rounding is worth.
 // 4. Every item adds up its entries' rows in float (combine.cuh).
 //
-// Launches: 4, or 5 with the copy. FLOPs: 6 * entries * in * intermediate, rounded up to whole tiles of rows. Bytes: the
-// touched experts' matrices, x, hidden twice, rows twice, y. Floor: at most 16 rows a multiprocessor and expert, matrices /
-// bandwidth; with many, FLOPs / peak. Budgets: grouped_gemm_sm90.cuh.
+// Launches: 4, or 5 with the copy. FLOPs: 6 * entries * in * intermediate, rounded up to whole tiles of rows. Bytes:
+// the touched experts' matrices, x, hidden twice, rows twice, y. Floor: at most 16 rows a multiprocessor and expert,
+// matrices / bandwidth; with many, FLOPs / peak. Budgets: grouped_gemm_sm90.cuh.
 //
 // Ids and offsets out of range count as rows that do not exist. Columns of hidden from an expert's width to the next
 // multiple of 128 are zero, those beyond are neither written nor read.
 #pragma once
 
 #include "anabranch/core/fragment.cuh"
-#include "anabranch/experts/combine.cuh"
-#include "anabranch/experts/expert_ffn.hpp"
+#include "anabranch/experts/expert_ffn.cuh"
 #include "anabranch/experts/gathered_rows_sm90.cuh"
 #include "anabranch/experts/grouped_gemm_sm90.cuh"
 #include "anabranch/experts/heuristics.hpp"
-#include "anabranch/experts/tile_schedule.cuh"
 #include "anabranch/plan/rows.cuh"
 
 namespace anabranch {
@@ -30,12 +29,6 @@ namespace anabranch {
 namespace detail {
 
 __device__ inline int blocks_of_64(int64_t extent) { return static_cast<int>((extent + 63) / 64); }
-
-__device__ inline int64_t width_of(const int32_t* widths, int64_t group, int64_t limit) {
-  if (!widths) return limit;
-  const int64_t width = widths[group];
-  return width < 0 ? 0 : width < limit ? width : limit;
-}
 
 /// A tile of rows of one group and 256 sums of each.
 struct RowsTile {
@@ -62,8 +55,8 @@ struct GateUpProblem {
   static constexpr bool kAMnMajor = false, kBMnMajor = false, kThreadsLoad = kGather == GatherKind::in_kernel;
   static constexpr int kBoxBytes = Shape::kBytesB + (kThreadsLoad ? 0 : Shape::kBytesA);
 
-  TensorMap x_map;         // GatherKind::copy: [capacity, in_features], boxes of kRows
-  TensorMap gate_up[2];    // [num_experts, intermediate, in_features], boxes of kFeatures
+  TensorMap x_map;       // GatherKind::copy: [capacity, in_features], boxes of kRows
+  TensorMap gate_up[2];  // [num_experts, intermediate, in_features], boxes of kFeatures
   RowTiles tiles;
   const T* x;
   const int32_t* item_ids;
@@ -78,7 +71,7 @@ struct GateUpProblem {
   __device__ int64_t num_tiles() const { return scheduled_tiles(tiles) * column_tiles(); }
   __device__ Tile tile(int64_t index) const {
     Tile tile = rows_tile(tiles, index, column_tiles(), kFeatures);
-    tile.width = width_of(widths, tile.group, intermediate);
+    tile.width = width_within(widths, tile.group, intermediate);
     tile.depth_blocks = tile.column < tile.width ? blocks_of_64(in_features) : 0;
     return tile;
   }
@@ -126,9 +119,9 @@ struct GateUpProblem {
           const Pair up{sums[reg + kFeatures / 2] + up_bias.first, sums[reg + kFeatures / 2 + 1] + up_bias.second};
           gates[g] = pack_pair<T>(gate);
           ups[g] = pack_pair<T>(up);
-          products[g] = pack_pair<T>(
-              {feature < tile.width ? gate.first * fast_sigmoid(gate.first) * up.first : 0.0f,
-               feature + 1 < tile.width ? gate.second * fast_sigmoid(gate.second) * up.second : 0.0f});
+          products[g] =
+              pack_pair<T>({feature < tile.width ? gate.first * fast_sigmoid(gate.first) * up.first : 0.0f,
+                            feature + 1 < tile.width ? gate.second * fast_sigmoid(gate.second) * up.second : 0.0f});
         }
         quad_transpose(products);
         const int64_t column = tile.column + 8 * (first + lane % 4);
@@ -169,7 +162,7 @@ struct RowsProblem {
   __device__ int64_t num_tiles() const { return scheduled_tiles(tiles) * column_tiles(); }
   __device__ Tile tile(int64_t index) const {
     Tile tile = rows_tile(tiles, index, column_tiles(), Shape::kColumns);
-    tile.width = width_of(widths, tile.group, depth);
+    tile.width = width_within(widths, tile.group, depth);
     tile.depth_blocks = kParts * blocks_of_64(tile.width);
     return tile;
   }
@@ -248,8 +241,8 @@ struct ExpertFfnSm90Workspace {
 template <class T, class Shape>
 void expert_ffn_sm90_forward(const ExpertFfn<T>& ffn, int64_t capacity, GatherKind gather, T* y, T* pre_activation,
                              const ExpertFfnSm90Workspace<T>& workspace, int multiprocessors, cudaStream_t stream) {
-  const RowTiles tiles = row_tiles_cuda(ffn.group_offsets, ffn.num_experts, capacity, Shape::kRows, false,
-                                        workspace.schedule, stream);
+  const RowTiles tiles =
+      row_tiles_cuda(ffn.group_offsets, ffn.num_experts, capacity, Shape::kRows, false, workspace.schedule, stream);
   const auto gate_up = [&]<GatherKind kGather>() {
     using Problem = GateUpProblem<T, Shape, kGather>;
     Problem problem{};
@@ -287,11 +280,13 @@ void expert_ffn_sm90_forward(const ExpertFfn<T>& ffn, int64_t capacity, GatherKi
   down.out = workspace.rows;
   launch_grouped_gemm_sm90(down, tiles.max_tiles * ((ffn.out_features + Shape::kColumns - 1) / Shape::kColumns),
                            multiprocessors, stream);
-  expert_combine_cuda(
-      ExpertCombine<T, T>{workspace.rows, ffn.weights, ffn.x, ffn.weights, ffn.group_offsets, ffn.item_offsets,
-                          ffn.entry_ids, ffn.num_experts, ffn.num_zero, ffn.num_groups(), ffn.num_items, capacity,
-                          ffn.out_features, y},
-      stream);
+  auto combine = expert_combine_of<T, T>(ffn, capacity);
+  combine.rows = workspace.rows;
+  combine.weights = ffn.weights;
+  combine.identity_rows = ffn.x;
+  combine.features = ffn.out_features;
+  combine.out = y;
+  expert_combine_cuda(combine, stream);
 }
 
 }  // namespace detail

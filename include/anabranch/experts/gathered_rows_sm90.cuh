@@ -1,8 +1,8 @@
 // Rows found by id, copied into a stage of the Hopper kernels by the 128 threads of the loading warpgroup.
 //
 // A thread copies piece thread % 8 (16 bytes) of the lines thread / 8, + 16, ...: eight threads read 128 bytes of a row
-// at once, and a line's place in its swizzle period is the same for all lines of a thread. What does not exist, rows past
-// the tile's and columns past the matrix, becomes zeros and is not read.
+// at once, and a line's place in its swizzle period is the same for all lines of a thread. What does not exist, rows
+// past the tile's and columns past the matrix, becomes zeros and is not read.
 #pragma once
 
 #include "anabranch/core/cp_async.cuh"
@@ -40,8 +40,8 @@ class GatheredRows {
 
 /// MN-major operand: 64 entries' rows for each depth block, kBlocks x 64 of their columns.
 template <class T, int kBlocks>
-__device__ __forceinline__ void copy_k_rows(const T* matrix, int64_t columns, int first_column, const int32_t (&rows)[4],
-                                            int thread, SharedAddress to) {
+__device__ __forceinline__ void copy_k_rows(const T* matrix, int64_t columns, int first_column,
+                                            const int32_t (&rows)[4], int thread, SharedAddress to) {
   const int line = thread / 8, piece = thread % 8;
   const SharedAddress destination = to + swizzled_offset(line, piece);
 #pragma unroll

@@ -151,12 +151,14 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
   const int64_t num_tiles = problem.num_tiles();
   for (int64_t index = blockIdx.x; index < num_tiles; index += gridDim.x) {
     const auto tile = problem.tile(index);
-    if (tile.depth_blocks > 0) {
+    // The same in all lanes, and the shuffle lets the compiler know: wgmma stands in no divergent code.
+    const int depth_blocks = __shfl_sync(kAllLanes, tile.depth_blocks, 0);
+    if (depth_blocks > 0) {
       multiply_block(true);
       SharedAddress previous = ring.empty(at);
       at.advance();
       // One block is always under way: ptxas sees that nobody reads sums meanwhile only if the first is apart.
-      for (int block = 1; block < tile.depth_blocks; ++block, at.advance()) {
+      for (int block = 1; block < depth_blocks; ++block, at.advance()) {
         multiply_block(false);
         wgmma_wait<1>();
         give_back(previous);
@@ -190,7 +192,6 @@ __global__ void __launch_bounds__(Problem::Shape::kThreads, 1)
   }
   __syncthreads();
   constexpr bool kMovesRegisters = Shape::kConsumers == 2;
-  // The same in all lanes, and the shuffle lets the compiler know.
   if (__shfl_sync(kAllLanes, thread / 128, 0) == 0) {
     if constexpr (kMovesRegisters) release_registers<56>();
     if constexpr (Problem::kThreadsLoad) {

@@ -22,6 +22,17 @@ inline void check_cuda(cudaError_t error, const char* what) {
   if (error != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
+/// Multiprocessors of the current device if it runs the Hopper kernels (capability 9.0), else 0.
+inline int hopper_multiprocessors() {
+  int device = 0, major = 0, minor = 0, multiprocessors = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "cudaDeviceGetAttribute");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "cudaDeviceGetAttribute");
+  check_cuda(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device),
+             "cudaDeviceGetAttribute");
+  return major == 9 && minor == 0 ? multiprocessors : 0;
+}
+
 /// Makes the device of a tensor current for as long as it lives; `stream` is torch's current stream there.
 class OnDeviceOf {
  public:

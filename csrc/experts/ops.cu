@@ -1,5 +1,6 @@
 // The experts room's CUDA kernels in torch. Schemas are in ops.cpp; the host reads no value and waits for nothing.
 #include "anabranch/experts/expert_ffn_backward.cuh"
+#include "anabranch/experts/expert_ffn_sm90.hpp"
 #include "anabranch/experts/grouped_mm.cuh"
 #include "cuda.hpp"
 #include "experts/checks.hpp"
@@ -11,18 +12,47 @@ Tensor schedule_scratch(const Tensor& like, int64_t num_groups) {
   return empty_on(like, {row_tiles_scratch(num_groups)}, ScalarType::Int);
 }
 
+template <class T>
+T* data_or_null(const Tensor& tensor) {
+  return tensor.numel() > 0 ? mutable_data<T>(tensor) : nullptr;
+}
+
+bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
+
+/// True if it ran: on Hopper, for the problems that its kernels take.
+template <class T>
+bool expert_ffn_on_hopper(const ExpertFfnArguments& in, const Tensor& schedule, const Tensor& y, T* pre_activation,
+                          cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
+    const ExpertFfn<T> ffn = in.problem<T>();
+    const int multiprocessors = hopper_multiprocessors();
+    if (multiprocessors == 0 || !expert_ffn_sm90_takes(ffn, in.capacity())) return false;
+    const bool copies = choose_expert_ffn_sm90(in.capacity(), in.num_experts()).gather == GatherKind::copy;
+    const Tensor hidden = empty_on(in.x, {in.capacity(), in.intermediate()}, in.dtype());
+    const Tensor rows = empty_on(in.x, {in.capacity(), in.out_features()}, in.dtype());
+    const Tensor x = empty_on(in.x, {copies ? in.capacity() : 0, in.in_features()}, in.dtype());
+    expert_ffn_sm90<T>(
+        ffn, in.capacity(),
+        {mutable_data<int32_t>(schedule), mutable_data<T>(hidden), mutable_data<T>(rows), data_or_null<T>(x)},
+        mutable_data<T>(y), pre_activation, multiprocessors, stream);
+    return true;
+  }
+  return false;
+}
+
 Tensor run_expert_ffn(const ExpertFfnArguments& given, const std::optional<Tensor>& pre_activation) {
   const OnDeviceOf device(given.x);
   const ExpertFfnArguments in = given.with_contiguous_rows();
   const Tensor y = empty_on(in.x, {in.num_items(), in.out_features()}, in.dtype());
   const Tensor schedule = schedule_scratch(in.x, in.num_experts());
-  const Tensor hidden = empty_on(in.x, {in.capacity(), in.intermediate()}, in.dtype());
-  const Tensor sums = empty_on(in.x, {in.capacity(), in.out_features()}, accumulate_type(in.dtype()));
   dispatch_floating(in.dtype(), [&]<class T>(Type<T>) {
+    T* const saved = pre_activation ? mutable_data<T>(*pre_activation) : nullptr;
+    if (expert_ffn_on_hopper<T>(in, schedule, y, saved, device.stream)) return;
+    const Tensor hidden = empty_on(in.x, {in.capacity(), in.intermediate()}, in.dtype());
+    const Tensor sums = empty_on(in.x, {in.capacity(), in.out_features()}, accumulate_type(in.dtype()));
     const ExpertFfnScratch<T> scratch{mutable_data<int32_t>(schedule), mutable_data<T>(hidden),
                                       mutable_data<accumulate_t<T>>(sums)};
-    expert_ffn_cuda(in.problem<T>(), in.capacity(), scratch, mutable_data<T>(y),
-                    pre_activation ? mutable_data<T>(*pre_activation) : nullptr, device.stream);
+    expert_ffn_cuda(in.problem<T>(), in.capacity(), scratch, mutable_data<T>(y), saved, device.stream);
   });
   return y;
 }
@@ -60,9 +90,22 @@ ExpertFfnGradientTensors::Tuple expert_ffn_backward(const Tensor& dy_in, const T
   const Tensor weighted_hidden = needed(ddown, capacity, inner, in.dtype());
   const Tensor dpre_activation = needed(true, capacity, in.num_parts() * inner, in.dtype());
   const Tensor partial_dots = needed(dots, expert_ffn_dot_parts(inner), capacity, sum_type);
-  const Tensor sums = needed(dx, capacity, in.in_features(), sum_type);
   dispatch_floating(in.dtype(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
+    if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
+      const ExpertFfn<T> ffn = in.problem<T>();
+      const int multiprocessors = hopper_multiprocessors();
+      if (multiprocessors > 0 && expert_ffn_sm90_takes(ffn, capacity) && is_aligned(dy) && is_aligned(pre_activation)) {
+        const Tensor rows = needed(dx, capacity, in.in_features(), in.dtype());
+        expert_ffn_backward_sm90<T>(
+            ffn, capacity, data<T>(dy), data<T>(pre_activation),
+            {mutable_data<int32_t>(schedule), data_or_null<T>(weighted_hidden), mutable_data<T>(dpre_activation),
+             data_or_null<float>(partial_dots), data_or_null<T>(rows)},
+            results.pointers<T>(in), multiprocessors, device.stream);
+        return;
+      }
+    }
+    const Tensor sums = needed(dx, capacity, in.in_features(), sum_type);
     const ExpertFfnBackwardScratch<T> scratch{
         mutable_data<int32_t>(schedule), ddown ? mutable_data<T>(weighted_hidden) : nullptr,
         mutable_data<T>(dpre_activation), dots ? mutable_data<Sum>(partial_dots) : nullptr,

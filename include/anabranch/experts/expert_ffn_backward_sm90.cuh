@@ -19,16 +19,6 @@
 
 namespace anabranch {
 
-/// What is null belongs to gradients that are not wanted; each part starts at a multiple of 16 bytes.
-template <class T>
-struct ExpertFfnBackwardSm90Workspace {
-  int32_t* schedule;    // row_tiles_scratch(num_experts)
-  T* weighted_hidden;   // [capacity, intermediate], for down.weight
-  T* dpre_activation;   // [capacity, 2, intermediate], always
-  float* partial_dots;  // [expert_ffn_dot_parts(intermediate), capacity], for weights
-  T* rows;              // [capacity, in_features], for x
-};
-
 namespace detail {
 
 template <class T, class Shape_>
@@ -237,5 +227,15 @@ void expert_ffn_sm90_backward(const ExpertFfn<T>& ffn, int64_t capacity, const T
 }
 
 }  // namespace detail
+
+template <class T>
+void expert_ffn_backward_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const T* dy, const T* pre_activation,
+                              const ExpertFfnBackwardSm90Workspace<T>& workspace,
+                              const ExpertFfnGradients<T>& gradients, int multiprocessors, cudaStream_t stream) {
+  const auto run = choose_expert_ffn_sm90(capacity, ffn.num_experts).tile_rows == 64
+                       ? detail::expert_ffn_sm90_backward<T, detail::Sm90Flat>
+                       : detail::expert_ffn_sm90_backward<T, detail::Sm90Tall>;
+  run(ffn, capacity, dy, pre_activation, workspace, gradients, multiprocessors, stream);
+}
 
 }  // namespace anabranch

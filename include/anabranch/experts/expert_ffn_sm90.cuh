@@ -9,9 +9,10 @@
 //    cost more than the rounding is worth.
 // 4. Every item adds up its entries' rows in float (combine.cuh).
 //
-// Launches: 4, or 5 with the copy. FLOPs: 6 * entries * in * intermediate, rounded up to whole tiles of rows. Bytes:
-// the touched experts' matrices, x, hidden twice, rows twice, y. Floor: at most 16 rows a multiprocessor and expert,
-// matrices / bandwidth; with many, FLOPs / peak. Budgets: grouped_gemm_sm90.cuh.
+// Which problems it takes: expert_ffn_sm90.hpp. Launches: 4, or 5 with the copy. FLOPs: 6 * entries * in *
+// intermediate, rounded up to whole tiles of rows. Bytes: the touched experts' matrices, x, hidden twice, rows twice,
+// y. Floor: at most 16 rows a multiprocessor and expert, matrices / bandwidth; with many, FLOPs / peak. Budgets:
+// grouped_gemm_sm90.cuh.
 //
 // Ids and offsets out of range count as rows that do not exist. Columns of hidden from an expert's width to the next
 // multiple of 128 are zero, those beyond are neither written nor read.
@@ -19,6 +20,7 @@
 
 #include "anabranch/core/fragment.cuh"
 #include "anabranch/experts/expert_ffn.cuh"
+#include "anabranch/experts/expert_ffn_sm90.hpp"
 #include "anabranch/experts/gathered_rows_sm90.cuh"
 #include "anabranch/experts/grouped_gemm_sm90.cuh"
 #include "anabranch/experts/heuristics.hpp"
@@ -229,15 +231,6 @@ TensorMap entry_map(const T* matrix, int64_t capacity, int64_t columns, int64_t 
   return make_tensor_map(TensorView<T>{matrix, columns, capacity, 1, stride, stride * capacity, box_lines});
 }
 
-/// Where the forward keeps what lies between its kernels; each part starts at a multiple of 16 bytes.
-template <class T>
-struct ExpertFfnSm90Workspace {
-  int32_t* schedule;
-  T* hidden;  // [capacity, intermediate]
-  T* rows;    // [capacity, out_features]
-  T* x;       // [capacity, in_features], GatherKind::copy alone
-};
-
 template <class T, class Shape>
 void expert_ffn_sm90_forward(const ExpertFfn<T>& ffn, int64_t capacity, GatherKind gather, T* y, T* pre_activation,
                              const ExpertFfnSm90Workspace<T>& workspace, int multiprocessors, cudaStream_t stream) {
@@ -290,5 +283,14 @@ void expert_ffn_sm90_forward(const ExpertFfn<T>& ffn, int64_t capacity, GatherKi
 }
 
 }  // namespace detail
+
+template <class T>
+void expert_ffn_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const ExpertFfnSm90Workspace<T>& workspace, T* y,
+                     T* pre_activation, int multiprocessors, cudaStream_t stream) {
+  const auto [tile_rows, gather] = choose_expert_ffn_sm90(capacity, ffn.num_experts);
+  const auto run = tile_rows == 64 ? detail::expert_ffn_sm90_forward<T, detail::Sm90Flat>
+                                   : detail::expert_ffn_sm90_forward<T, detail::Sm90Tall>;
+  run(ffn, capacity, gather, y, pre_activation, workspace, multiprocessors, stream);
+}
 
 }  // namespace anabranch

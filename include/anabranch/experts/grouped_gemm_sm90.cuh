@@ -133,15 +133,14 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
   const SharedAddress own_rows = thread / 128 * kBlockBytes;
   RingPosition<Shape> at;
   float sums[Shape::kColumns / 2];
-  const auto multiply_block = [&](bool first) {
+  const auto multiply_block = [&] {
     ring.wait_full(at);
     const uint64_t a = wgmma_tile(ring.a(at) + own_rows, kAMn, kBlockBytes);
     const uint64_t b = wgmma_tile(ring.b(at), kBMn, kBlockBytes);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < Shape::kDepth / 16; ++step) {
-      wgmma<T, Shape::kColumns, kAMn, kBMn>(sums, a + step * wgmma_step(kAMn), b + step * wgmma_step(kBMn),
-                                            !first || step > 0);
+      wgmma<T, Shape::kColumns, kAMn, kBMn>(sums, a + step * wgmma_step(kAMn), b + step * wgmma_step(kBMn), true);
     }
     wgmma_commit();
   };
@@ -153,21 +152,19 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
     const auto tile = problem.tile(index);
     // The same in all lanes, and the shuffle lets the compiler know: wgmma stands in no divergent code.
     const int depth_blocks = __shfl_sync(kAllLanes, tile.depth_blocks, 0);
+    for (float& sum : sums) sum = 0.0f;
     if (depth_blocks > 0) {
-      multiply_block(true);
-      SharedAddress previous = ring.empty(at);
-      at.advance();
-      // One block is always under way: ptxas sees that nobody reads sums meanwhile only if the first is apart.
-      for (int block = 1; block < depth_blocks; ++block, at.advance()) {
-        multiply_block(false);
-        wgmma_wait<1>();
-        give_back(previous);
+      SharedAddress previous = 0;
+      int block = 0;
+      do {
+        multiply_block();
+        wgmma_wait<1>();  // the block before this one
+        if (block > 0) give_back(previous);
         previous = ring.empty(at);
-      }
+        at.advance();
+      } while (++block < depth_blocks);
       wgmma_wait<0>();
       give_back(previous);
-    } else {
-      for (float& sum : sums) sum = 0.0f;
     }
     problem.store(tile, sums, thread);
   }

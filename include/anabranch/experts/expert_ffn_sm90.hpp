@@ -1,0 +1,64 @@
+// What a caller needs of the Hopper expert FFN: which problems it takes, its workspace and its two functions.
+//
+// The functions are instantiated for bfloat16 and half in csrc/experts/*_sm90.cu; their kernels are in
+// expert_ffn_sm90.cuh and expert_ffn_backward_sm90.cuh. They read nothing back from the device and may be captured.
+#pragma once
+
+#include "anabranch/core/simt.cuh"
+#include "anabranch/experts/expert_ffn_backward.hpp"
+#include "anabranch/experts/heuristics.hpp"
+
+namespace anabranch {
+
+/// Each part starts at a multiple of 16 bytes.
+template <class T>
+struct ExpertFfnSm90Workspace {
+  int32_t* schedule;  // row_tiles_scratch(num_experts)
+  T* hidden;          // [capacity, intermediate]
+  T* rows;            // [capacity, out_features]
+  T* x;               // [capacity, in_features] where choose_expert_ffn_sm90 says GatherKind::copy, or null
+};
+
+/// The same; what is null belongs to gradients that are not wanted.
+template <class T>
+struct ExpertFfnBackwardSm90Workspace {
+  int32_t* schedule;
+  T* weighted_hidden;   // [capacity, intermediate], for down.weight
+  T* dpre_activation;   // [capacity, 2, intermediate], always
+  float* partial_dots;  // [expert_ffn_dot_parts(intermediate), capacity], for weights
+  T* rows;              // [capacity, in_features], for x
+};
+
+/// True if the kernels take this problem: gated by silu, matrices contiguous along their inputs as they are stored by
+/// default, all extents, strides and addresses multiples of 8 elements, as 16-byte copies need, and nothing empty.
+template <class T>
+bool expert_ffn_sm90_takes(const ExpertFfn<T>& ffn, int64_t capacity) {
+  if constexpr (!std::is_same_v<T, bfloat16> && !std::is_same_v<T, half>) {
+    return false;
+  } else {
+    const auto eights = [](const T* data, auto... extents) {
+      return reinterpret_cast<uintptr_t>(data) % 16 == 0 && ((extents % 8 == 0) && ...);
+    };
+    const auto suits = [&](const ExpertLinear<const T>& linear) {
+      return linear.in_stride == 1 && eights(linear.weight, linear.out_stride, linear.expert_stride);
+    };
+    return ffn.gated && ffn.activation == Activation::silu && capacity > 0 && ffn.num_experts > 0 &&
+           ffn.num_items > 0 && suits(ffn.gate_up) && suits(ffn.down) &&
+           eights(ffn.x, ffn.in_features, ffn.intermediate, ffn.out_features);
+  }
+}
+
+/// expert_ffn_reference, up to rounding, for a problem that expert_ffn_sm90_takes, on a device of capability 9.0. y and
+/// pre_activation (or null) start at multiples of 16 bytes. multiprocessors: how many blocks run at once.
+template <class T>
+void expert_ffn_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const ExpertFfnSm90Workspace<T>& workspace, T* y,
+                     T* pre_activation, int multiprocessors, cudaStream_t stream);
+
+/// expert_ffn_backward_reference, up to rounding, under the same conditions; the gradients of the matrices have
+/// in_stride 1 and strides that are multiples of 8. dweights past the plan's end is zero.
+template <class T>
+void expert_ffn_backward_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const T* dy, const T* pre_activation,
+                              const ExpertFfnBackwardSm90Workspace<T>& workspace,
+                              const ExpertFfnGradients<T>& gradients, int multiprocessors, cudaStream_t stream);
+
+}  // namespace anabranch

@@ -84,9 +84,77 @@ void check_forward_shapes(GatherKind gather) {
       {.num_items = 4, .in_features = 8, .intermediate = 8, .out_features = 8, .rows = {0, 0}, .spare = 3}, gather);
 }
 
+/// What a GPU cannot report it must survive: ids, offsets and widths that point outside.
+void check_bad_ids() {
+  std::mt19937 random(31);
+  for (int round = 0; round < 8; ++round) {
+    ExpertFfnCase<half> given({.num_items = 20,
+                               .in_features = 16,
+                               .intermediate = 24,
+                               .out_features = 16,
+                               .rows = {12, 9, 5},
+                               .num_identity = 1,
+                               .spare = 4,
+                               .narrow = true},
+                              random);
+    const auto scramble = [&](Guarded<int32_t>& ids) {
+      for (int64_t i = 0; i < ids.size(); ++i)
+        if (random() % 2) ids.data()[i] = static_cast<int32_t>(random() % 90) - 30;
+      if (round % 2) ids.data()[random() % ids.size()] = random() % 2 ? INT32_MAX : INT32_MIN;
+    };
+    scramble(given.item_ids);
+    scramble(given.entry_ids);
+    scramble(given.widths);
+    if (round > 1) scramble(given.item_offsets);
+    if (round > 2) scramble(given.group_offsets);
+    Guarded<half> y(20 * 16), pre(given.capacity * 48), hidden(given.capacity * 24), rows(given.capacity * 16);
+    Guarded<half> copied(given.capacity * 16);
+    Guarded<int32_t> schedule(row_tiles_scratch(given.num_experts));
+    for (const auto gather : {GatherKind::in_kernel, GatherKind::copy}) {
+      detail::expert_ffn_sm90_forward<half, detail::Sm90Flat>(
+          given.problem(), given.capacity, gather, y.data(), pre.data(),
+          {schedule.data(), hidden.data(), rows.data(), copied.data()}, 2, nullptr);
+    }
+  }
+}
+
+/// The function that ops call, on either side of its choice of a shape, and what it does not take.
+void check_choice() {
+  std::mt19937 random(5);
+  for (const int64_t rows : {5, 70}) {
+    ExpertFfnCase<bfloat16> given(
+        {.num_items = 80, .in_features = 24, .intermediate = 16, .out_features = 8, .rows = {rows, rows}}, random);
+    const ExpertFfn<bfloat16> ffn = given.problem();
+    expect(choose_expert_ffn_sm90(given.capacity, 2).tile_rows == (rows == 5 ? 64 : 128), "the choice of a shape");
+    expect(expert_ffn_sm90_takes(ffn, given.capacity), "a problem that the kernels take");
+    Guarded<bfloat16> y(80 * 8), expected(80 * 8), hidden(given.capacity * 16), out_rows(given.capacity * 8);
+    Guarded<int32_t> schedule(row_tiles_scratch(2));
+    expert_ffn_reference(ffn, expected.data(), static_cast<bfloat16*>(nullptr));
+    expert_ffn_sm90<bfloat16>(ffn, given.capacity, {schedule.data(), hidden.data(), out_rows.data(), nullptr}, y.data(),
+                              nullptr, 2, nullptr);
+    expect(largest_error(floats(y.data(), y.size()).data(), floats(expected.data(), y.size()).data(), y.size()) <
+               kTolerance<bfloat16>,
+           "y of the function that ops call");
+
+    const auto refuses = [&](auto&& change) {
+      ExpertFfn<bfloat16> changed = ffn;
+      change(changed);
+      return !expert_ffn_sm90_takes(changed, given.capacity);
+    };
+    expect(refuses([](auto& f) { f.gated = false; }) && refuses([](auto& f) { f.activation = Activation::gelu; }) &&
+               refuses([](auto& f) { f.in_features = 20; }) && refuses([](auto& f) { f.x += 1; }) &&
+               refuses([](auto& f) { std::swap(f.down.in_stride, f.down.out_stride); }) &&
+               refuses([](auto& f) { f.gate_up.expert_stride += 4; }) && refuses([](auto& f) { f.num_experts = 0; }) &&
+               !expert_ffn_sm90_takes(ffn, 0) && !expert_ffn_sm90_takes(ExpertFfn<float>{}, 8),
+           "a problem that the kernels do not take");
+  }
+}
+
 }  // namespace
 
 int main() {
+  check_choice();
+  check_bad_ids();
   check_forward_shapes<bfloat16, detail::Sm90Tall>(GatherKind::copy);
   check_forward_shapes<half, detail::Sm90Flat>(GatherKind::in_kernel);
   for_each_schedule([] {

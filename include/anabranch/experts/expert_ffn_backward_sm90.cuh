@@ -27,7 +27,7 @@ struct HiddenGradientProblem {
   using Shape = Shape_;
   using Tile = RowsTile;
   static constexpr bool kAMnMajor = false, kBMnMajor = true, kThreadsLoad = true;
-  static constexpr int kBoxBytes = Shape::kBytesB;
+  static constexpr bool kBoxes = true;
 
   TensorMap down;  // [num_experts, out_features, intermediate], boxes of 64
   RowTiles tiles;
@@ -50,6 +50,7 @@ struct HiddenGradientProblem {
     return tile;
   }
 
+  __device__ uint32_t box_bytes(const Tile&) const { return Shape::kBytesB; }
   __device__ void load_boxes(const Tile& tile, int block, SharedAddress, SharedAddress b, SharedAddress barrier) const {
 #pragma unroll
     for (int c = 0; c < Shape::kColumns; c += 64)
@@ -202,7 +203,7 @@ void expert_ffn_sm90_backward(const ExpertFfn<T>& ffn, int64_t capacity, const T
     RowsProblem<T, Shape, 2, true> input{};
     for (int part = 0; part < 2; ++part) {
       input.a[part] = entry_map<T>(workspace.dpre_activation + part * ffn.intermediate, capacity, ffn.intermediate,
-                                   2 * ffn.intermediate, Shape::kRows);
+                                   2 * ffn.intermediate);
       input.b[part] = gate_up_map(ffn, part, 64);
     }
     input.tiles = tiles;

@@ -45,6 +45,13 @@ __device__ inline RowsTile rows_tile(const RowTiles& tiles, int64_t index, int c
   return {rows.group, rows.begin, rows.size(), static_cast<int>(index % column_tiles) * columns_per_tile, 0, 0};
 }
 
+/// A tile's rows, 64 at a time as its warpgroups take them; those past its end are another tile's, or zeros.
+__device__ inline void load_rows(const RowsTile& tile, const TensorMap& matrix, int column, SharedAddress to,
+                                 SharedAddress barrier) {
+  for (int first = 0; first < tile.rows; first += 64)
+    tma_load(to + first * 128, matrix, column, static_cast<int>(tile.begin) + first, 0, barrier);
+}
+
 __device__ inline int64_t scheduled_tiles(const RowTiles& tiles) { return tiles.tile_offsets[tiles.num_groups]; }
 
 /// Product 1 and its epilogue.
@@ -55,9 +62,9 @@ struct GateUpProblem {
   using Tile = RowsTile;
   static constexpr int kFeatures = Shape::kColumns / 2;
   static constexpr bool kAMnMajor = false, kBMnMajor = false, kThreadsLoad = kGather == GatherKind::in_kernel;
-  static constexpr int kBoxBytes = Shape::kBytesB + (kThreadsLoad ? 0 : Shape::kBytesA);
+  static constexpr bool kBoxes = true;
 
-  TensorMap x_map;       // GatherKind::copy: [capacity, in_features], boxes of kRows
+  TensorMap x_map;       // GatherKind::copy: [capacity, in_features], boxes of 64
   TensorMap gate_up[2];  // [num_experts, intermediate, in_features], boxes of kFeatures
   RowTiles tiles;
   const T* x;
@@ -78,10 +85,13 @@ struct GateUpProblem {
     return tile;
   }
 
+  __device__ uint32_t box_bytes(const Tile& tile) const {
+    return Shape::kBytesB + (kThreadsLoad ? 0 : blocks_of_64(tile.rows) * kBlockBytes);
+  }
   __device__ void load_boxes(const Tile& tile, int block, SharedAddress a, SharedAddress b,
                              SharedAddress barrier) const {
     const int group = static_cast<int>(tile.group);
-    if constexpr (!kThreadsLoad) tma_load(a, x_map, block * 64, static_cast<int>(tile.begin), 0, barrier);
+    if constexpr (!kThreadsLoad) load_rows(tile, x_map, block * 64, a, barrier);
     tma_load(b, gate_up[0], block * 64, tile.column, group, barrier);
     tma_load(b + kFeatures * 128, gate_up[1], block * 64, tile.column, group, barrier);
   }
@@ -150,9 +160,9 @@ struct RowsProblem {
   using Shape = Shape_;
   using Tile = RowsTile;
   static constexpr bool kAMnMajor = false, kBMnMajor = kBMnMajor_, kThreadsLoad = false;
-  static constexpr int kBoxBytes = Shape::kStageBytes;
+  static constexpr bool kBoxes = true;
 
-  TensorMap a[kParts];  // [capacity, depth], boxes of kRows
+  TensorMap a[kParts];  // [capacity, depth], boxes of 64
   TensorMap b[kParts];  // boxes of 256 lines, or 64 if N-major
   RowTiles tiles;
   const int32_t* widths;  // how much of depth an expert uses, or null
@@ -169,11 +179,14 @@ struct RowsProblem {
     return tile;
   }
 
+  __device__ uint32_t box_bytes(const Tile& tile) const {
+    return Shape::kBytesB + blocks_of_64(tile.rows) * kBlockBytes;
+  }
   __device__ void load_boxes(const Tile& tile, int block, SharedAddress a_stage, SharedAddress b_stage,
                              SharedAddress barrier) const {
     const int group = static_cast<int>(tile.group), per_part = tile.depth_blocks / kParts;
     const int part = kParts == 1 || block < per_part ? 0 : 1, k = (block - part * per_part) * 64;
-    tma_load(a_stage, a[part], k, static_cast<int>(tile.begin), 0, barrier);
+    load_rows(tile, a[part], k, a_stage, barrier);
     if constexpr (kBMnMajor) {
 #pragma unroll
       for (int c = 0; c < Shape::kColumns; c += 64)
@@ -225,10 +238,10 @@ TensorMap down_map(const ExpertFfn<T>& ffn, int box_lines) {
                                        ffn.down.out_stride, ffn.down.expert_stride, box_lines});
 }
 
-/// Columns of a matrix in entry order, for boxes that lie in one half of it.
+/// A matrix in entry order, or a half of its columns, in boxes of 64 rows.
 template <class T>
-TensorMap entry_map(const T* matrix, int64_t capacity, int64_t columns, int64_t stride, int box_lines) {
-  return make_tensor_map(TensorView<T>{matrix, columns, capacity, 1, stride, stride * capacity, box_lines});
+TensorMap entry_map(const T* matrix, int64_t capacity, int64_t columns, int64_t stride) {
+  return make_tensor_map(TensorView<T>{matrix, columns, capacity, 1, stride, stride * capacity, 64});
 }
 
 template <class T, class Shape>
@@ -242,7 +255,7 @@ void expert_ffn_sm90_forward(const ExpertFfn<T>& ffn, int64_t capacity, GatherKi
     if constexpr (kGather == GatherKind::copy) {
       gather_cuda<T>(ffn.x, nullptr, ffn.item_ids, ffn.group_offsets + ffn.num_experts, ffn.num_items, capacity,
                      ffn.in_features, workspace.x, stream);
-      problem.x_map = entry_map<T>(workspace.x, capacity, ffn.in_features, ffn.in_features, Shape::kRows);
+      problem.x_map = entry_map<T>(workspace.x, capacity, ffn.in_features, ffn.in_features);
     }
     for (int part = 0; part < 2; ++part) problem.gate_up[part] = gate_up_map(ffn, part, Problem::kFeatures);
     problem.tiles = tiles;
@@ -263,7 +276,7 @@ void expert_ffn_sm90_forward(const ExpertFfn<T>& ffn, int64_t capacity, GatherKi
                              : gate_up.template operator()<GatherKind::in_kernel>();
 
   RowsProblem<T, Shape, 1, false> down{};
-  down.a[0] = entry_map<T>(workspace.hidden, capacity, ffn.intermediate, ffn.intermediate, Shape::kRows);
+  down.a[0] = entry_map<T>(workspace.hidden, capacity, ffn.intermediate, ffn.intermediate);
   down.b[0] = down_map(ffn, Shape::kColumns);
   down.tiles = tiles;
   down.widths = ffn.widths;

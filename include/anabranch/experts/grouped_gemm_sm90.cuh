@@ -5,14 +5,17 @@
 // Warpgroup 0 fills a ring of stages, each A [kRows x 64] and B [256 x 64]; every other warpgroup multiplies 64 rows.
 // What a tile is, where its operands come from and what becomes of its sums is the Problem's:
 //
-//   num_tiles(), tile(index)           Tile has depth_blocks, which may be 0: its sums are zeros
+//   num_tiles(), tile(index)           Tile has rows, of which a warpgroup without any multiplies nothing, and
+//                                      depth_blocks, which may be 0: its sums are zeros
 //   kAMnMajor, kBMnMajor               layout of the operands in a stage (core/wgmma.cuh)
-//   kBoxBytes, load_boxes(...)         what TMA brings, asked for by one thread; 0 bytes: nothing
+//   kBoxes, box_bytes, load_boxes      what TMA brings, asked for by one thread, if anything
 //   kThreadsLoad, RowLoader            what the 128 threads of warpgroup 0 bring by cp.async: rows found by id
 //   store(tile, sums, thread)          the 64 rows of one warpgroup; thread is 0 .. 127 plus 128 for each before it
 //
-// cp.async groups are waited for kStages - 2 stages later than they are started: the consumers give a stage back one
-// block after they have read it, so a longer lag would leave both sides waiting.
+// cp.async groups are waited for kStages - 3 stages later than they are started. A lag of kStages - 2 works too, but
+// then a stage is shown to the consumers only when they have given back the one before it; the spare stage lets one
+// consumer run ahead of the other, so that one multiplies while the other stores. kStages - 1 would leave both sides
+// waiting: a stage is given back one block after it was read.
 //
 // Shared memory: kRows = 128: 4 stages x 48 KiB = 192 KiB; kRows = 64: 5 x 40 KiB = 200 KiB; plus 1 KiB to align.
 // Registers: 128 of a consumer's are sums. kRows = 128: 56 for loading, 224 for multiplying (56 * 128 + 224 * 256 =
@@ -35,7 +38,7 @@ struct Sm90Shape {
   static constexpr int kBytesA = kRows * 128, kBytesB = kColumns * 128, kStageBytes = kBytesA + kBytesB;
   static constexpr int kPieces = (kStages * kStageBytes + kSwizzlePeriod) / 16;
   static constexpr size_t kSharedBytes = shared_bytes<uint64_t, uint4>(2 * kStages, kPieces);
-  static_assert(kSharedBytes <= 227 * 1024 && kStages >= 3);
+  static_assert(kSharedBytes <= 227 * 1024 && kStages >= 4);
 };
 
 /// 128-row tiles for experts with many rows, 64-row ones where half of a taller tile would be padding.
@@ -78,7 +81,7 @@ __device__ void request_tiles(const Problem& problem, const Ring<typename Proble
     const auto tile = problem.tile(index);
     for (int block = 0; block < tile.depth_blocks; ++block, at.advance()) {
       ring.wait_empty(at);
-      mbarrier_arrive_expecting(ring.full(at), Problem::kBoxBytes);
+      mbarrier_arrive_expecting(ring.full(at), problem.box_bytes(tile));
       problem.load_boxes(tile, block, ring.a(at), ring.b(at), ring.full(at));
     }
   }
@@ -87,7 +90,7 @@ __device__ void request_tiles(const Problem& problem, const Ring<typename Proble
 /// Warpgroup 0 where its threads copy rows, and one of them asks TMA for the rest.
 template <class Problem>
 __device__ void copy_tiles(const Problem& problem, const Ring<typename Problem::Shape>& ring) {
-  constexpr int kLag = Problem::Shape::kStages - 2;
+  constexpr int kLag = Problem::Shape::kStages - 3;
   RingPosition<typename Problem::Shape> at, arrived;
   const int thread = static_cast<int>(threadIdx.x);
   // The oldest group of copies has ended: shows it to wgmma and to the consumers.
@@ -104,9 +107,9 @@ __device__ void copy_tiles(const Problem& problem, const Ring<typename Problem::
     typename Problem::RowLoader loader(problem, tile, thread);
     for (int block = 0; block < tile.depth_blocks; ++block, at.advance()) {
       ring.wait_empty(at);
-      if constexpr (Problem::kBoxBytes > 0) {
+      if constexpr (Problem::kBoxes) {
         if (thread == 0) {
-          mbarrier_arrive_expecting(ring.full(at), Problem::kBoxBytes);
+          mbarrier_arrive_expecting(ring.full(at), problem.box_bytes(tile));
           problem.load_boxes(tile, block, ring.a(at), ring.b(at), ring.full(at));
         }
       }
@@ -147,11 +150,20 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
   const auto give_back = [&](SharedAddress empty) {
     if (thread % 32 == 0) mbarrier_arrive(empty);
   };
+  // The same in all lanes, and the shuffles let the compiler know: wgmma stands in no divergent code.
+  const int first_row = __shfl_sync(kAllLanes, thread / 128 * 64, 0);
   const int64_t num_tiles = problem.num_tiles();
   for (int64_t index = blockIdx.x; index < num_tiles; index += gridDim.x) {
     const auto tile = problem.tile(index);
-    // The same in all lanes, and the shuffle lets the compiler know: wgmma stands in no divergent code.
     const int depth_blocks = __shfl_sync(kAllLanes, tile.depth_blocks, 0);
+    if (__shfl_sync(kAllLanes, tile.rows, 0) <= first_row) {
+      for (int block = 0; block < depth_blocks; ++block, at.advance()) {
+        ring.wait_full(at);
+        __syncwarp();  // a lane that has not seen the phase must not find the next but one in its place
+        give_back(ring.empty(at));
+      }
+      continue;
+    }
     for (float& sum : sums) sum = 0.0f;
     if (depth_blocks > 0) {
       SharedAddress previous = 0;
@@ -180,7 +192,7 @@ __global__ void __launch_bounds__(Problem::Shape::kThreads, 1)
   const Ring<Shape> ring{shared_address(&barriers[0]), align_up(shared_address(&memory[0]), kSwizzlePeriod)};
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) {
-    constexpr int kLoaders = (Problem::kThreadsLoad ? 4 : 0) + (Problem::kBoxBytes > 0 ? 1 : 0);
+    constexpr int kLoaders = (Problem::kThreadsLoad ? 4 : 0) + (Problem::kBoxes ? 1 : 0);
     for (RingPosition<Shape> at; at.round == 0; at.advance()) {
       mbarrier_init(ring.full(at), kLoaders);
       mbarrier_init(ring.empty(at), 4 * Shape::kConsumers);

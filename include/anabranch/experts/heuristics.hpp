@@ -15,13 +15,14 @@ struct ExpertFfnSm90Choice {
 
 /// capacity bounds the routed pairs; the host knows no more.
 ///
-/// Rows: a tile of 128 reads the weights from L2 half as often, one of 64 pads less. At 128 rows per expert on average
-/// (T = 2048, E = 128, top 8) 128-row tiles make 1.47 times the FLOPs, 64-row tiles 1.24 times, while the weights'
-/// bytes bound the time; from about 256 rows the padding is below a quarter for both and reuse decides.
+/// Rows: both shapes pad a group to 64 rows, since a warpgroup without rows multiplies nothing, and 128-row tiles read
+/// each weight tile from L2 once where 64-row ones read it twice. So 64 rows serve groups that rarely have more: below
+/// 48 on average, where the fifth stage keeps more bytes of weights under way. At T = 2048 (E = 128, top 8, H = 2048,
+/// I = 768: 128 rows per expert) 64-row tiles would move 3.7 GB from L2, 128-row ones 2.4 GB.
 /// Gather: the copy writes and reads entries * in_features once more, 16 % at T = 32768; loading by id costs threads
-/// instead of time as long as 128 of them keep up. No GPU has measured it yet.
+/// instead of time as long as 128 of them keep up. No GPU has measured either choice yet.
 inline ExpertFfnSm90Choice choose_expert_ffn_sm90(int64_t capacity, int64_t num_experts) {
-  return {capacity < 256 * num_experts ? 64 : 128, GatherKind::in_kernel};
+  return {capacity < 48 * num_experts ? 64 : 128, GatherKind::in_kernel};
 }
 
 }  // namespace anabranch

@@ -22,7 +22,7 @@ struct WeightGradientProblem {
   using Element = T;
   using Shape = Sm90Tall;
   static constexpr bool kAMnMajor = true, kBMnMajor = true, kThreadsLoad = true;
-  static constexpr int kBoxBytes = 0;
+  static constexpr bool kBoxes = false;
 
   const T* a;  // [rows, m]
   const T* b;  // [rows, n]
@@ -35,9 +35,9 @@ struct WeightGradientProblem {
   int64_t group_stride, part_lines, part_stride, line_stride;
 
   struct Tile {
-    RowRange rows;
+    RowRange entries;
     int64_t group;
-    int first_a, first_b, depth_blocks;
+    int first_a, first_b, rows, depth_blocks;
   };
 
   __device__ int64_t tiles_a() const { return (m + Shape::kRows - 1) / Shape::kRows; }
@@ -48,12 +48,11 @@ struct WeightGradientProblem {
     tile.group = index / (tiles_a() * tiles_b());
     tile.first_a = static_cast<int>(index / tiles_b() % tiles_a()) * Shape::kRows;
     tile.first_b = static_cast<int>(index % tiles_b()) * Shape::kColumns;
-    tile.rows = rows_of_group(group_offsets, tile.group, num_groups, capacity);
-    tile.depth_blocks = frozen && frozen[tile.group] ? 0 : static_cast<int>((tile.rows.size() + 63) / 64);
+    tile.rows = static_cast<int>(m - tile.first_a < Shape::kRows ? m - tile.first_a : Shape::kRows);
+    tile.entries = rows_of_group(group_offsets, tile.group, num_groups, capacity);
+    tile.depth_blocks = frozen && frozen[tile.group] ? 0 : static_cast<int>((tile.entries.size() + 63) / 64);
     return tile;
   }
-
-  __device__ void load_boxes(const Tile&, int, SharedAddress, SharedAddress, SharedAddress) const {}
 
   /// Ids are read one depth block ahead of the rows they name.
   struct RowLoader {
@@ -66,8 +65,8 @@ struct WeightGradientProblem {
     __device__ void read_ids(const WeightGradientProblem& problem, const Tile& tile, int block) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int64_t entry = tile.rows.begin + block * 64 + thread / 8 + 16 * i;
-        const int32_t item = entry < tile.rows.end ? problem.item_ids[entry] : -1;
+        const int64_t entry = tile.entries.begin + block * 64 + thread / 8 + 16 * i;
+        const int32_t item = entry < tile.entries.end ? problem.item_ids[entry] : -1;
         items[i] = item < problem.num_items ? item : -1;
         entries[i] = items[i] >= 0 ? static_cast<int32_t>(entry) : -1;
       }

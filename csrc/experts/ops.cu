@@ -23,7 +23,7 @@ bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tenso
 template <class T>
 bool expert_ffn_on_hopper(const ExpertFfnArguments& in, const Tensor& schedule, const Tensor& y, T* pre_activation,
                           cudaStream_t stream) {
-  if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
+  if constexpr (detail::is_16_bit<T>) {
     const ExpertFfn<T> ffn = in.problem<T>();
     const int multiprocessors = hopper_multiprocessors();
     if (multiprocessors == 0 || !expert_ffn_sm90_takes(ffn, in.capacity())) return false;
@@ -92,7 +92,7 @@ ExpertFfnGradientTensors::Tuple expert_ffn_backward(const Tensor& dy_in, const T
   const Tensor partial_dots = needed(dots, expert_ffn_dot_parts(inner), capacity, sum_type);
   dispatch_floating(in.dtype(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
-    if constexpr (std::is_same_v<T, bfloat16> || std::is_same_v<T, half>) {
+    if constexpr (detail::is_16_bit<T>) {
       const ExpertFfn<T> ffn = in.problem<T>();
       const int multiprocessors = hopper_multiprocessors();
       if (multiprocessors > 0 && expert_ffn_sm90_takes(ffn, capacity) && is_aligned(dy) && is_aligned(pre_activation)) {
@@ -123,10 +123,21 @@ Tensor grouped_mm(const Tensor& x, const Tensor& w, const Tensor& offsets, const
   const Tensor out = empty_on(x, {x.size(0), w.size(2)}, x.scalar_type());
   const Tensor scratch = schedule_scratch(x, w.size(0));
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
-    grouped_mm_cuda(
-        GroupedMm<T>{strided_matrix<T>(x), strided_matrix<T>(w), w.stride(0), data<T>(bias), data<int32_t>(offsets),
-                     w.size(0), x.size(0), x.size(1), w.size(2), mutable_data<T>(out)},
-        mutable_data<int32_t>(scratch), device.stream);
+    const GroupedMm<T> problem{strided_matrix<T>(x),
+                               strided_matrix<T>(w),
+                               w.stride(0),
+                               data<T>(bias),
+                               data<int32_t>(offsets),
+                               w.size(0),
+                               x.size(0),
+                               x.size(1),
+                               w.size(2),
+                               mutable_data<T>(out)};
+    if constexpr (detail::is_16_bit<T>) {
+      if (const int multiprocessors = hopper_multiprocessors(); multiprocessors > 0 && grouped_mm_sm90_takes(problem))
+        return grouped_mm_sm90(problem, mutable_data<int32_t>(scratch), multiprocessors, device.stream);
+    }
+    grouped_mm_cuda(problem, mutable_data<int32_t>(scratch), device.stream);
   });
   return out;
 }
@@ -137,9 +148,15 @@ Tensor grouped_mm_dw(const Tensor& x, const Tensor& dy, const Tensor& offsets) {
   const int64_t num_groups = offsets.size(0) - 1;
   const Tensor dw = empty_on(x, {num_groups, x.size(1), dy.size(1)}, x.scalar_type());
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
-    grouped_mm_dw_cuda(GroupedMmDw<T>{strided_matrix<T>(x), strided_matrix<T>(dy), data<int32_t>(offsets), num_groups,
-                                      x.size(1), dy.size(1), mutable_data<T>(dw)},
-                       x.size(0), device.stream);
+    const GroupedMmDw<T> problem{
+        strided_matrix<T>(x), strided_matrix<T>(dy), data<int32_t>(offsets), num_groups, x.size(1),
+        dy.size(1),           mutable_data<T>(dw)};
+    if constexpr (detail::is_16_bit<T>) {
+      const int multiprocessors = hopper_multiprocessors();
+      if (multiprocessors > 0 && grouped_mm_dw_sm90_takes(problem))
+        return grouped_mm_dw_sm90(problem, x.size(0), multiprocessors, device.stream);
+    }
+    grouped_mm_dw_cuda(problem, x.size(0), device.stream);
   });
   return dw;
 }

@@ -6,6 +6,7 @@
 
 #include "anabranch/core/simt.cuh"
 #include "anabranch/experts/expert_ffn_backward.hpp"
+#include "anabranch/experts/grouped_mm_sm90.hpp"
 #include "anabranch/experts/heuristics.hpp"
 
 namespace anabranch {
@@ -33,19 +34,12 @@ struct ExpertFfnBackwardSm90Workspace {
 /// default, all extents, strides and addresses multiples of 8 elements, as 16-byte copies need, and nothing empty.
 template <class T>
 bool expert_ffn_sm90_takes(const ExpertFfn<T>& ffn, int64_t capacity) {
-  if constexpr (!std::is_same_v<T, bfloat16> && !std::is_same_v<T, half>) {
-    return false;
-  } else {
-    const auto eights = [](const T* data, auto... extents) {
-      return reinterpret_cast<uintptr_t>(data) % 16 == 0 && ((extents % 8 == 0) && ...);
-    };
-    const auto suits = [&](const ExpertLinear<const T>& linear) {
-      return linear.in_stride == 1 && eights(linear.weight, linear.out_stride, linear.expert_stride);
-    };
-    return ffn.gated && ffn.activation == Activation::silu && capacity > 0 && ffn.num_experts > 0 &&
-           ffn.num_items > 0 && suits(ffn.gate_up) && suits(ffn.down) &&
-           eights(ffn.x, ffn.in_features, ffn.intermediate, ffn.out_features);
-  }
+  const auto suits = [&](const ExpertLinear<const T>& linear) {
+    return linear.in_stride == 1 && detail::in_eights(linear.weight, linear.out_stride, linear.expert_stride);
+  };
+  return detail::is_16_bit<T> && ffn.gated && ffn.activation == Activation::silu && capacity > 0 &&
+         ffn.num_experts > 0 && ffn.num_items > 0 && suits(ffn.gate_up) && suits(ffn.down) &&
+         detail::in_eights(ffn.x, ffn.in_features, ffn.intermediate, ffn.out_features);
 }
 
 /// expert_ffn_reference, up to rounding, for a problem that expert_ffn_sm90_takes, on a device of capability 9.0. y and

@@ -2,7 +2,7 @@
 //
 // A tile is 128 columns of a by 256 columns of b; k runs over the group's rows, so both operands are MN-major. A k-row
 // past the group's end must be zero on both sides, since 0 * NaN is NaN: threads copy the rows by cp.async, which fills
-// with zeros, where a TMA box would bring the next group's. One of the two operands is gathered through item ids.
+// with zeros, where a TMA box would bring the next group's. One of the two operands may be gathered through item ids.
 // One block sums a tile over all its rows in order: deterministic, and a group without rows, or a frozen one, gets
 // zeros.
 //
@@ -27,8 +27,8 @@ struct WeightGradientProblem {
   const T* a;  // [rows, m]
   const T* b;  // [rows, n]
   const int32_t* group_offsets;
-  const int32_t* item_ids;
-  const bool* frozen;  // [num_groups] or null
+  const int32_t* item_ids;  // or null: both operands lie in entry order
+  const bool* frozen;       // [num_groups] or null
   int64_t num_groups, capacity, num_items, m, n;
   // out[g](i, j) lies at g * group_stride + i / part_lines * part_stride + i % part_lines * line_stride + j
   T* out;
@@ -66,9 +66,10 @@ struct WeightGradientProblem {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int64_t entry = tile.entries.begin + block * 64 + thread / 8 + 16 * i;
-        const int32_t item = entry < tile.entries.end ? problem.item_ids[entry] : -1;
+        const auto own = static_cast<int32_t>(entry);
+        const int32_t item = entry >= tile.entries.end ? -1 : problem.item_ids ? problem.item_ids[entry] : own;
         items[i] = item < problem.num_items ? item : -1;
-        entries[i] = items[i] >= 0 ? static_cast<int32_t>(entry) : -1;
+        entries[i] = items[i] >= 0 ? own : -1;
       }
     }
     __device__ void copy(const WeightGradientProblem& problem, const Tile& tile, int block, SharedAddress a,

@@ -1,0 +1,4 @@
+#include "anabranch/experts/grouped_mm_sm90.cuh"
+
+template void anabranch::grouped_mm_sm90(const GroupedMm<bfloat16>&, int32_t*, int, cudaStream_t);
+template void anabranch::grouped_mm_dw_sm90(const GroupedMmDw<bfloat16>&, int64_t, int, cudaStream_t);

@@ -1,6 +1,8 @@
 // The arguments of the experts' ops: what they must be on every device, and their form as kernels take them.
 #pragma once
 
+#include <tuple>
+
 #include "anabranch/experts/expert_ffn_backward.hpp"
 #include "anabranch/experts/grouped_mm.hpp"
 #include "plan/checks.hpp"
@@ -151,6 +153,70 @@ inline void check_expert_ffn_backward(const char* op, const ExpertFfnArguments& 
   check_matrix("dy", dy, in.num_items(), in.out_features());
   check_matrix("pre_activation", pre_activation, in.capacity(), in.num_parts() * in.intermediate());
 }
+
+/// The parameters of the expert_ffn ops after their own, and ExpertFfnArguments from them.
+#define ANABRANCH_EXPERT_FFN_PARAMETERS                                                                           \
+  const Tensor &x, const Tensor &gate_up_proj, const std::optional<Tensor>&gate_up_bias, const Tensor &down_proj, \
+      const std::optional<Tensor>&down_bias, const Tensor &group_offsets, const Tensor &item_ids,                 \
+      const std::optional<Tensor>&weights, const Tensor &item_offsets, const Tensor &entry_ids,                   \
+      const std::optional<Tensor>&expert_widths, const std::optional<Tensor>&frozen_experts, int64_t activation,  \
+      bool gated, bool interleaved, bool transposed, int64_t num_zero, int64_t num_identity
+#define ANABRANCH_EXPERT_FFN_ARGUMENTS                                                                                 \
+  {x,         gate_up_proj,  gate_up_bias,   down_proj,  down_bias, group_offsets, item_ids,   weights,  item_offsets, \
+   entry_ids, expert_widths, frozen_experts, activation, gated,     interleaved,   transposed, num_zero, num_identity}
+
+/// Bits of `wanted`, and the order of the results.
+enum WantedGradient { wants_x, wants_gate_up, wants_gate_up_bias, wants_down, wants_down_bias, wants_weights };
+
+/// The results of expert_ffn_backward; empty where not wanted.
+struct ExpertFfnGradientTensors {
+  using Tuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+  const int64_t wanted;
+  const Tensor x, gate_up, gate_up_bias, down, down_bias, weights;
+
+  ExpertFfnGradientTensors(const ExpertFfnArguments& in, int64_t wanted_bits)
+      : wanted(wanted_bits),
+        x(result(in, wants_x, {in.num_items(), in.in_features()})),
+        gate_up(result(in, wants_gate_up, {in.num_experts(), in.gate_up_proj.size(1), in.gate_up_proj.size(2)})),
+        gate_up_bias(result(in, wants_gate_up_bias, {in.num_experts(), in.num_parts() * in.intermediate()})),
+        down(result(in, wants_down, {in.num_experts(), in.down_proj.size(1), in.down_proj.size(2)})),
+        down_bias(result(in, wants_down_bias, {in.num_experts(), in.out_features()})),
+        weights(result(in, wants_weights, {in.capacity()}, accumulate_type(in.dtype()))) {}
+
+  bool wants(WantedGradient gradient) const { return (wanted >> gradient & 1) != 0; }
+  Tuple tuple() const { return {x, gate_up, gate_up_bias, down, down_bias, weights}; }
+
+  template <class T>
+  ExpertFfnGradients<T> pointers(const ExpertFfnArguments& in) const {
+    ExpertFfnGradients<T> to{};
+    to.x = pointer<T>(wants_x, x);
+    to.gate_up = linear(in, pointer<T>(wants_gate_up, gate_up), gate_up, pointer<T>(wants_gate_up_bias, gate_up_bias));
+    to.down = linear(in, pointer<T>(wants_down, down), down, pointer<T>(wants_down_bias, down_bias));
+    to.weights = pointer<accumulate_t<T>>(wants_weights, weights);
+    to.frozen = data<bool>(in.frozen_experts);
+    return to;
+  }
+
+ private:
+  Tensor result(const ExpertFfnArguments& in, WantedGradient gradient, std::initializer_list<int64_t> shape) const {
+    return result(in, gradient, shape, in.dtype());
+  }
+  Tensor result(const ExpertFfnArguments& in, WantedGradient gradient, std::initializer_list<int64_t> shape,
+                ScalarType type) const {
+    return wants(gradient) ? empty_on(in.x, shape, type) : empty_on(in.x, {0}, type);
+  }
+  template <class T>
+  T* pointer(WantedGradient gradient, const Tensor& tensor) const {
+    return wants(gradient) ? mutable_data<T>(tensor) : nullptr;
+  }
+  template <class T>
+  static ExpertLinear<T> linear(const ExpertFfnArguments& in, T* weight, const Tensor& gradient, T* bias) {
+    if (!weight) return {nullptr, 0, 0, 0, bias};
+    const int out_dim = in.transposed ? 2 : 1, in_dim = in.transposed ? 1 : 2;
+    return {weight, gradient.stride(0), gradient.stride(out_dim), gradient.stride(in_dim), bias};
+  }
+};
 
 /// Tensors of grouped_mm, on every device.
 inline void check_grouped_mm(const char* op, const Tensor& x, const Tensor& w, const Tensor& offsets,

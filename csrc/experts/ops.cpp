@@ -21,16 +21,6 @@ void check_plan_contents(const char* op, const ExpertFfnArguments& in) {
   }
 }
 
-#define ANABRANCH_EXPERT_FFN_PARAMETERS                                                                           \
-  const Tensor &x, const Tensor &gate_up_proj, const std::optional<Tensor>&gate_up_bias, const Tensor &down_proj, \
-      const std::optional<Tensor>&down_bias, const Tensor &group_offsets, const Tensor &item_ids,                 \
-      const std::optional<Tensor>&weights, const Tensor &item_offsets, const Tensor &entry_ids,                   \
-      const std::optional<Tensor>&expert_widths, const std::optional<Tensor>&frozen_experts, int64_t activation,  \
-      bool gated, bool interleaved, bool transposed, int64_t num_zero, int64_t num_identity
-#define ANABRANCH_EXPERT_FFN_ARGUMENTS                                                                                 \
-  {x,         gate_up_proj,  gate_up_bias,   down_proj,  down_bias, group_offsets, item_ids,   weights,  item_offsets, \
-   entry_ids, expert_widths, frozen_experts, activation, gated,     interleaved,   transposed, num_zero, num_identity}
-
 Tensor run_expert_ffn(const char* op, const ExpertFfnArguments& given, const std::optional<Tensor>& pre_activation) {
   given.check_all(op);
   check_plan_contents(op, given);
@@ -53,12 +43,8 @@ Tensor expert_ffn_inference(ANABRANCH_EXPERT_FFN_PARAMETERS) {
   return run_expert_ffn("expert_ffn", ANABRANCH_EXPERT_FFN_ARGUMENTS, std::nullopt);
 }
 
-/// Bits of `wanted`, and the order of the results.
-enum WantedGradient { wants_x, wants_gate_up, wants_gate_up_bias, wants_down, wants_down_bias, wants_weights };
-using ExpertFfnGradientTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-ExpertFfnGradientTensors expert_ffn_backward(const Tensor& dy_in, const Tensor& pre_activation_in,
-                                             ANABRANCH_EXPERT_FFN_PARAMETERS, int64_t wanted) {
+ExpertFfnGradientTensors::Tuple expert_ffn_backward(const Tensor& dy_in, const Tensor& pre_activation_in,
+                                                    ANABRANCH_EXPERT_FFN_PARAMETERS, int64_t wanted) {
   constexpr const char* op = "expert_ffn_backward";
   const ExpertFfnArguments given ANABRANCH_EXPERT_FFN_ARGUMENTS;
   given.check_all(op);
@@ -66,38 +52,16 @@ ExpertFfnGradientTensors expert_ffn_backward(const Tensor& dy_in, const Tensor& 
   check_expert_ffn_backward(op, given, dy_in, pre_activation_in);
   const ExpertFfnArguments in = given.with_contiguous_rows();
   const Tensor dy = as_contiguous(dy_in), pre_activation = as_contiguous(pre_activation_in);
-  const int64_t experts = in.num_experts(), rows = in.num_parts() * in.intermediate();
-  const auto wants = [&](WantedGradient gradient) { return (wanted >> gradient & 1) != 0; };
-  const auto result = [&](WantedGradient gradient, std::initializer_list<int64_t> shape, ScalarType type) {
-    return wants(gradient) ? empty_on(x, shape, type) : empty_on(x, {0}, type);
-  };
-  const Tensor dx = result(wants_x, {in.num_items(), in.in_features()}, in.dtype());
-  const Tensor dgate_up = result(wants_gate_up, {experts, gate_up_proj.size(1), gate_up_proj.size(2)}, in.dtype());
-  const Tensor dgate_up_bias = result(wants_gate_up_bias, {experts, rows}, in.dtype());
-  const Tensor ddown = result(wants_down, {experts, down_proj.size(1), down_proj.size(2)}, in.dtype());
-  const Tensor ddown_bias = result(wants_down_bias, {experts, in.out_features()}, in.dtype());
-  const Tensor dweights = result(wants_weights, {in.capacity()}, accumulate_type(in.dtype()));
+  const ExpertFfnGradientTensors results(in, wanted);
   dispatch_floating(in.dtype(), [&]<class T>(Type<T>) {
     const ExpertFfn<T> ffn = in.problem<T>();
-    const auto to = [&](WantedGradient gradient, const Tensor& tensor) {
-      return wants(gradient) ? mutable_data<T>(tensor) : nullptr;
-    };
-    const auto linear = [&](T* weight, const Tensor& shaped, T* bias) -> ExpertLinear<T> {
-      const int64_t step = shaped.size(2);  // the gradient is contiguous
-      return {weight, shaped.size(1) * step, transposed ? 1 : step, transposed ? step : 1, bias};
-    };
-    ExpertFfnGradients<T> gradients{};
-    gradients.x = to(wants_x, dx);
-    gradients.gate_up = linear(to(wants_gate_up, dgate_up), gate_up_proj, to(wants_gate_up_bias, dgate_up_bias));
-    gradients.down = linear(to(wants_down, ddown), down_proj, to(wants_down_bias, ddown_bias));
-    gradients.weights = wants(wants_weights) ? mutable_data<accumulate_t<T>>(dweights) : nullptr;
-    gradients.frozen = data<bool>(frozen_experts);
+    const ExpertFfnGradients<T> gradients = results.pointers<T>(in);
     expert_ffn_backward_cpu(ffn, data<T>(dy), data<T>(pre_activation), gradients);
     if (gradients.weights) {
       std::fill(gradients.weights + ffn.group_offsets[ffn.num_groups()], gradients.weights + in.capacity(), 0);
     }
   });
-  return {dx, dgate_up, dgate_up_bias, ddown, ddown_bias, dweights};
+  return results.tuple();
 }
 
 Tensor grouped_mm(const Tensor& x, const Tensor& w, const Tensor& offsets, const std::optional<Tensor>& bias_in) {

@@ -41,12 +41,14 @@ struct ExpertFfn {
   Activation activation;
   bool gated, interleaved;  // interleaved: gate and up features alternate, else gate comes first
 
-  int64_t num_groups() const { return num_experts + num_zero + num_identity; }
-  bool is_identity(int64_t group) const { return group >= num_experts + num_zero; }
+  ANABRANCH_HOST_DEVICE int64_t num_groups() const { return num_experts + num_zero + num_identity; }
+  ANABRANCH_HOST_DEVICE bool is_identity(int64_t group) const { return group >= num_experts + num_zero; }
   int64_t width(int64_t expert) const { return widths ? widths[expert] : intermediate; }
-  int64_t num_parts() const { return gated ? 2 : 1; }
+  ANABRANCH_HOST_DEVICE int64_t num_parts() const { return gated ? 2 : 1; }
   /// Row of gate_up that holds feature j of the gate (part 0) or up (part 1) half.
-  int64_t gate_up_row(int64_t part, int64_t j) const { return interleaved ? 2 * j + part : part * intermediate + j; }
+  ANABRANCH_HOST_DEVICE int64_t gate_up_row(int64_t part, int64_t j) const {
+    return interleaved ? 2 * j + part : part * intermediate + j;
+  }
 };
 
 /// Gradients to write; null where not wanted. The expert ones have the strides of what they are the gradient of.

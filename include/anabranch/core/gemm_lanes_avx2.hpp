@@ -40,6 +40,9 @@ struct FloatLanes {
 
   static __m256 load_input(const float* from) { return _mm256_loadu_ps(from); }
   static __m256 load_input(const float* from, int64_t count) { return _mm256_maskload_ps(from, mask(count)); }
+  static __m256 load_input(const int8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  }
   template <class T>
   static __m256 load_input(const T* from) {
     return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), from);

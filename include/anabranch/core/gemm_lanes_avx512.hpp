@@ -38,6 +38,9 @@ struct FloatLanes {
 
   static __m512 load_input(const float* from) { return _mm512_loadu_ps(from); }
   static __m512 load_input(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), from); }
+  static __m512 load_input(const int8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
   template <class T>
   static __m512 load_input(const T* from) {
     return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), from);

@@ -27,7 +27,12 @@ struct Bfloat16PairLanes {
   static __m512 zero() { return _mm512_setzero_ps(); }
   static __m512i load(const uint32_t* from) { return _mm512_loadu_si512(from); }
   static void store(uint32_t* to, __m512i v) { _mm512_storeu_si512(to, v); }
-  static __m512i broadcast(const uint32_t* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
+  /// The pair may lie in a row of bfloat16, at any address.
+  static __m512i broadcast(const uint32_t* from) {
+    int pair;
+    __builtin_memcpy(&pair, from, sizeof(pair));
+    return _mm512_set1_epi32(pair);
+  }
 
   static __m512i load_input(const bfloat16* from) { return _mm512_loadu_si512(from); }
   static __m512i load_input(const bfloat16* from, int64_t count) {

@@ -10,6 +10,7 @@ from anabranch.experts.losses import (
     z_loss,
 )
 from anabranch.experts.modules import DynamicMoE, Routing
+from anabranch.experts.packed import PackedExperts, pack_experts
 from anabranch.experts.routers import (
     PercentileThreshold,
     route_percentile,
@@ -21,6 +22,7 @@ from anabranch.experts.schedules import capacity_schedule
 
 __all__ = [
     "DynamicMoE",
+    "PackedExperts",
     "PercentileThreshold",
     "Routing",
     "capacity_schedule",
@@ -30,6 +32,7 @@ __all__ = [
     "grouped_lora",
     "grouped_mm",
     "load_balance_loss",
+    "pack_experts",
     "route_percentile",
     "route_top_k",
     "route_top_p",

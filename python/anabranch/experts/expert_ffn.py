@@ -102,7 +102,8 @@ def expert_ffn(
         tensor is not None and tensor.requires_grad for tensor in (*tensors, plan.weights)
     )
     y = ops.expert_ffn(*arguments)[0] if needs_grad else ops.expert_ffn_inference(*arguments)
-    _record_cost(plan, gate_up_proj, down_proj, zero_experts + identity_experts)
+    per_expert = math.prod(gate_up_proj.shape[1:]) + math.prod(down_proj.shape[1:])
+    record_cost(plan, gate_up_proj.shape[0], per_expert, gate_up_proj.element_size(), zero_experts + identity_experts)
     return y.to(out_dtype)
 
 
@@ -151,16 +152,15 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def _record_cost(plan: Plan, gate_up_proj: Tensor, down_proj: Tensor, null_experts: int) -> None:
-    num_experts = gate_up_proj.shape[0]
-    per_expert = math.prod(gate_up_proj.shape[1:]) + math.prod(down_proj.shape[1:])
+def record_cost(plan: Plan, num_experts: int, weights_per_expert: int, element_size: int, null_experts: int) -> None:
+    """Tells the meters of one expert FFN over `plan`."""
     record(
         "expert_ffn",
         dense_rows=plan.num_items * (plan.num_groups - null_experts),
-        flops_per_row=2 * per_expert,
+        flops_per_row=2 * weights_per_expert,
         group_offsets=plan.group_offsets,
         num_groups=num_experts,
-        bytes_per_group=per_expert * gate_up_proj.element_size(),
+        bytes_per_group=weights_per_expert * element_size,
     )
 
 

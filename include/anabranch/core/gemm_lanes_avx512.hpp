@@ -18,6 +18,8 @@ struct FloatLanes {
   static constexpr int group = 1;
   static constexpr int rows = 8;
   static constexpr int vectors = 3;
+  static constexpr int packed_rows = 14;
+  static constexpr int packed_vectors = 2;
 
   static __m512 widen(__m256i bits, const bfloat16*) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -101,6 +103,8 @@ struct DoubleLanes {
   static constexpr int group = 1;
   static constexpr int rows = 8;
   static constexpr int vectors = 3;
+  static constexpr int packed_rows = 14;
+  static constexpr int packed_vectors = 2;
 
   static __mmask8 mask(int64_t count) { return static_cast<__mmask8>(count >= 8 ? 0xff : (1u << count) - 1); }
 

@@ -19,6 +19,8 @@ struct Bfloat16PairLanes {
   static constexpr int group = 2;
   static constexpr int rows = 8;
   static constexpr int vectors = 3;
+  static constexpr int packed_rows = 14;
+  static constexpr int packed_vectors = 2;
 
   static __mmask16 mask(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
 

@@ -20,7 +20,7 @@ namespace anabranch::detail {
 /// f(first vector, vectors) over the groups of a packed matrix of n columns.
 template <class Lanes, class F>
 void for_column_groups(int64_t n, F&& f) {
-  for_balanced_parts<Lanes>((n + Lanes::width - 1) / Lanes::width, Lanes::vectors, std::forward<F>(f));
+  for_balanced_parts<Lanes>((n + Lanes::width - 1) / Lanes::width, Lanes::packed_vectors, std::forward<F>(f));
 }
 
 /// How B is kept: pairs as the machine multiplies them, else as it came, widened in registers.
@@ -63,7 +63,7 @@ struct PackedBTile {
     const OuterTile<Lanes> target{tile.steps, nullptr, tile.c, tile.c_stride, tile.last_columns, tile.accumulate};
     OuterSums<Lanes, rows, vectors> sums(target);
     const typename Lanes::Packed* a[rows];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) a[i] = tile.a[i];
     const Element* b = tile.b;
     const int64_t steps = tile.steps;
@@ -78,7 +78,7 @@ struct PackedBTile {
         }
       }
       b += vectors * width;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
         const typename Lanes::Vector element = Lanes::broadcast(a[i] + step);
 #pragma GCC unroll 4
@@ -89,9 +89,9 @@ struct PackedBTile {
     int64_t step = 0, prefetching = per_step > 0 ? tile.ahead_lines / per_step : 0;
     if (prefetching > steps) prefetching = steps;
     for (const char* ahead = tile.ahead; step < prefetching; ++step, ahead += per_step * 64) {
-      __builtin_prefetch(ahead, 0, 2);
-      if (per_step > 1) __builtin_prefetch(ahead + 64, 0, 2);
-      if (per_step > 2) __builtin_prefetch(ahead + 128, 0, 2);
+      __builtin_prefetch(ahead, 0, 3);
+      if (per_step > 1) __builtin_prefetch(ahead + 64, 0, 3);
+      if (per_step > 2) __builtin_prefetch(ahead + 128, 0, 3);
       step_at(step);
     }
     for (; step < steps; ++step) step_at(step);
@@ -142,10 +142,13 @@ void packed_gemm(const PackedGemm<T, Stored>& x) {
   constexpr int64_t row_stride = gemm_block_k + 2 * width;
   static_assert(block_rows * row_stride * sizeof(Packed) <= gemm_workspace_bytes);
   const Packed* rows[block_rows];
+  for (int64_t i = 0; x.k == 0 && i < x.m; ++i) {
+    for (int64_t j = 0; j < x.n; ++j) x.c[i * x.c_stride + j] = 0;
+  }
 
   for (int64_t i0 = 0; i0 < x.m; i0 += block_rows) {
     const int64_t m = part_size(i0, x.m, block_rows);
-    const int64_t row_parts = (m + Lanes::rows - 1) / Lanes::rows;
+    const int64_t row_parts = (m + Lanes::packed_rows - 1) / Lanes::packed_rows;
     const Element* b = reinterpret_cast<const Element*>(x.b);
     for (int64_t k0 = 0; k0 < x.k; k0 += block_k) {
       const int64_t k = part_size(k0, x.k, block_k), steps = (k + Lanes::group - 1) / Lanes::group;
@@ -167,10 +170,11 @@ void packed_gemm(const PackedGemm<T, Stored>& x) {
             .ahead_per_step = 0};
         tile.ahead_per_step = (tile.ahead_lines + steps - 1) / steps;
         if (tile.ahead_per_step > 3) tile.ahead_per_step = 3;
-        for_balanced_parts<Lanes>(m, Lanes::rows, [&](int64_t row, int64_t tile_rows) {
+        for_balanced_parts<Lanes>(m, Lanes::packed_rows, [&](int64_t row, int64_t tile_rows) {
           tile.a = rows + row;
           tile.c = x.c + (i0 + row) * x.c_stride + first * width;
-          multiply_outer<Lanes>(tile_rows, vectors, tile);
+          multiply_outer<Lanes, PackedBTile<Lanes, Stored>, Lanes::packed_rows, Lanes::packed_vectors>(tile_rows,
+                                                                                                       vectors, tile);
           tile.ahead += tile.ahead_lines * 64;
         });
         b += stretch;

@@ -195,6 +195,37 @@ def pack_experts(
     )
 
 
+class PackedCache:
+    """A module's packed weights, made when they are wanted and made again when the weights have changed."""
+
+    def __init__(self, weight_dtype: torch.dtype | None) -> None:
+        self.weight_dtype = weight_dtype
+        self.packed: PackedExperts | None = None
+        self._made_from: tuple[Any, ...] = ()
+
+    def applies(self, gate_up_proj: Tensor) -> bool:
+        """Whether a call now may use packed weights: no gradient, no autocast, on the CPU, not being compiled."""
+        return (
+            gate_up_proj.device.type == "cpu"
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        )
+
+    def get(self, gate_up_proj: Tensor, down_proj: Tensor, **options: Any) -> PackedExperts:
+        """`pack_experts(gate_up_proj, down_proj, **options)`, from the last call where nothing has changed since."""
+        tensors = (gate_up_proj, down_proj, options.get("gate_up_bias"), options.get("down_bias"))
+        state = (
+            *((t.data_ptr(), t._version, t.dtype, t.shape, t.stride()) for t in tensors if t is not None),
+            ops.cpu_isa(),
+        )
+        if self.packed is None or state != self._made_from:
+            self.packed = None  # frees the old copy before the new one is made
+            self.packed = pack_experts(gate_up_proj, down_proj, weight_dtype=self.weight_dtype, **options)
+            self._made_from = state
+        return self.packed
+
+
 def _check_shapes(op: str, gate_up: Tensor, down: Tensor, gated: bool, transposed: bool) -> tuple[int, int, int]:
     if not gate_up.is_floating_point():
         raise ValueError(f"{op}: gate_up_proj is {gate_up.dtype}, must be float32, float64, bfloat16 or float16")

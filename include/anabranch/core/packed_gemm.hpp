@@ -40,8 +40,8 @@ struct PackedGemm {
 /// usually lies.
 template <class T, class Stored>
 struct PackedGemmKernels {
-  /// Writes packed_bytes(n, k, sizeof(Stored)) bytes.
-  void (*pack)(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to);
+  /// Writes at most packed_bytes(n, k, sizeof(Stored)) bytes and returns their end.
+  Stored* (*pack)(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to);
   void (*multiply)(const PackedGemm<T, Stored>& product);
 };
 

@@ -28,7 +28,7 @@ template <class Lanes, class Stored>
 using PackedElement = std::conditional_t<(Lanes::group > 1), typename Lanes::Packed, Stored>;
 
 template <class Lanes, class Stored>
-void pack_matrix(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to) {
+Stored* pack_matrix(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to) {
   constexpr int64_t width = Lanes::width, group = Lanes::group;
   for (int64_t k0 = 0; k0 < k; k0 += gemm_block_k * group) {
     const int64_t steps = (part_size(k0, k, gemm_block_k * group) + group - 1) / group;
@@ -42,6 +42,7 @@ void pack_matrix(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to)
       }
     });
   }
+  return to;
 }
 
 template <class Lanes, class Stored>

@@ -227,9 +227,11 @@ void pack_linear_cpu(const PackedLinearShape& shape, const ExpertLinear<const St
     for (int64_t i = 0; i < shape.parts * features; ++i) {
       rows[i] = static_cast<int32_t>(row_of(i / features, block * shape.block + i % features));
     }
-    kernels.pack(shape.parts * features, shape.in_features,
-                 {linear.weight + g * linear.expert_stride, linear.out_stride, linear.in_stride, rows.data()},
-                 to + g * shape.expert_elements() + shape.block_offset(block));
+    Stored* const first = to + g * shape.expert_elements() + shape.block_offset(block);
+    Stored* const last = kernels.pack(
+        shape.parts * features, shape.in_features,
+        {linear.weight + g * linear.expert_stride, linear.out_stride, linear.in_stride, rows.data()}, first);
+    std::fill(last, first + shape.block_elements(block), Stored{});  // equal weights pack to equal bytes
   });
 }
 

@@ -138,21 +138,29 @@ class DynamicMoE(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             logits = nn.functional.linear(hidden.float(), self.gate.weight.float())
         plan = self.router(logits)
-        null_experts = {"zero_experts": self.zero_experts, "identity_experts": self.identity_experts}
-        biases = {"gate_up_bias": self.gate_up_bias, "down_bias": self.down_bias}
         if self._cache is not None and self._cache.applies(self.gate_up_proj):
-            packed = self._cache.get(self.gate_up_proj, self.down_proj, gated=self.gated, **biases)
-            y = packed(hidden, plan, activation=self.activation, **null_experts)
+            packed = self._cache.get(
+                self.gate_up_proj, self.down_proj, self.gate_up_bias, self.down_bias, gated=self.gated
+            )
+            y = packed(
+                hidden,
+                plan,
+                activation=self.activation,
+                zero_experts=self.zero_experts,
+                identity_experts=self.identity_experts,
+            )
         else:
             y = expert_ffn(
                 hidden,
                 self.gate_up_proj,
                 self.down_proj,
                 plan,
+                gate_up_bias=self.gate_up_bias,
+                down_bias=self.down_bias,
                 activation=self.activation,
                 gated=self.gated,
-                **biases,
-                **null_experts,
+                zero_experts=self.zero_experts,
+                identity_experts=self.identity_experts,
             )
         y = y.reshape(x.shape)
         return (y, Routing(logits, plan)) if return_routing else y

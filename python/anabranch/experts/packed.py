@@ -163,16 +163,14 @@ def pack_experts(
         raise ValueError(f"{op}: weight_dtype is {weight_dtype}, must be None, torch.int8 or {gate_up_proj.dtype}")
     in_features, intermediate, out_features = _check_shapes(op, gate_up_proj, down_proj, gated, transposed)
     parts, isa = 2 if gated else 1, ops.cpu_isa()
-    scales: list[Tensor | None] = [None, None]
-    weights = [gate_up_proj, down_proj]
+    gate_up, gate_up_scales, down, down_scales = gate_up_proj, None, down_proj, None
     if weight_dtype == torch.int8:
         if gate_up_proj.dtype == torch.float64:
             raise ValueError(f"{op}: gate_up_proj is float64, must be float32, bfloat16 or float16 for int8")
-        for index, name in enumerate(("gate_up_proj", "down_proj")):
-            weights[index], scales[index] = _quantize(op, name, weights[index], transposed)
+        gate_up, gate_up_scales = _quantize(op, "gate_up_proj", gate_up_proj, transposed)
+        down, down_scales = _quantize(op, "down_proj", down_proj, transposed)
     if interleaved and gated:
-        scales[0] = None if scales[0] is None else _gate_first(scales[0])
-        gate_up_bias = None if gate_up_bias is None else _gate_first(gate_up_bias)
+        gate_up_scales, gate_up_bias = _gate_first(gate_up_scales), _gate_first(gate_up_bias)
     experts = gate_up_proj.shape[0]
     for name, bias, features in (
         ("gate_up_bias", gate_up_bias, parts * intermediate),
@@ -181,9 +179,10 @@ def pack_experts(
         if bias is not None and bias.shape != (experts, features):
             raise ValueError(f"{op}: {name} has shape {tuple(bias.shape)}, must be {(experts, features)}")
     return PackedExperts(
-        ops.expert_pack(weights[0], parts, interleaved and gated, transposed, _GATE_UP_BLOCK, isa),
-        ops.expert_pack(weights[1], 1, False, transposed, _DOWN_BLOCK, isa),
-        *scales,
+        ops.expert_pack(gate_up, parts, interleaved and gated, transposed, _GATE_UP_BLOCK, isa),
+        ops.expert_pack(down, 1, False, transposed, _DOWN_BLOCK, isa),
+        gate_up_scales,
+        down_scales,
         _copy(gate_up_bias, gate_up_proj.dtype),
         _copy(down_bias, gate_up_proj.dtype),
         gate_up_proj.dtype,
@@ -212,16 +211,30 @@ class PackedCache:
             and not torch.compiler.is_compiling()
         )
 
-    def get(self, gate_up_proj: Tensor, down_proj: Tensor, **options: Any) -> PackedExperts:
-        """`pack_experts(gate_up_proj, down_proj, **options)`, from the last call where nothing has changed since."""
-        tensors = (gate_up_proj, down_proj, options.get("gate_up_bias"), options.get("down_bias"))
-        state = (
-            *((t.data_ptr(), t._version, t.dtype, t.shape, t.stride()) for t in tensors if t is not None),
-            ops.cpu_isa(),
-        )
+    def get(
+        self,
+        gate_up_proj: Tensor,
+        down_proj: Tensor,
+        gate_up_bias: Tensor | None,
+        down_bias: Tensor | None,
+        *,
+        gated: bool = True,
+        transposed: bool = False,
+    ) -> PackedExperts:
+        """`pack_experts` of these, from the last call where nothing has changed since."""
+        tensors = [tensor for tensor in (gate_up_proj, down_proj, gate_up_bias, down_bias) if tensor is not None]
+        state = (*((t.data_ptr(), t._version, t.dtype, t.shape, t.stride()) for t in tensors), ops.cpu_isa())
         if self.packed is None or state != self._made_from:
             self.packed = None  # frees the old copy before the new one is made
-            self.packed = pack_experts(gate_up_proj, down_proj, weight_dtype=self.weight_dtype, **options)
+            self.packed = pack_experts(
+                gate_up_proj,
+                down_proj,
+                gate_up_bias=gate_up_bias,
+                down_bias=down_bias,
+                gated=gated,
+                transposed=transposed,
+                weight_dtype=self.weight_dtype,
+            )
             self._made_from = state
         return self.packed
 
@@ -265,8 +278,8 @@ def _quantize(op: str, name: str, weight: Tensor, transposed: bool) -> tuple[Ten
     return integers, scales
 
 
-def _gate_first(rows: Tensor) -> Tensor:
-    return rows.unflatten(1, (-1, 2)).mT.flatten(1).contiguous()
+def _gate_first(rows: Tensor | None) -> Tensor | None:
+    return None if rows is None else rows.unflatten(1, (-1, 2)).mT.flatten(1).contiguous()
 
 
 def _copy(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -132,9 +134,28 @@ def test_mass_equal_to_p_does_not_exceed_it(dtype: torch.dtype, crossing: bool, 
         assert routed == [dict.fromkeys(range(count), 0.25)]
 
 
+def test_masses_of_many_experts_are_summed_exactly() -> None:
+    logits = torch.zeros(1, 1000)
+    prob = Fraction(logits.softmax(1)[0, 0].item())  # what float32 makes of 1/1000; a float32 sum of it drifts
+    for p in (0.3, 0.6, 0.9, 0.999):
+        within = math.floor(Fraction(p) / prob)
+        assert route_top_p(logits, p, include_crossing=False).item_counts().tolist() == [within]
+        assert route_top_p(logits, p).item_counts().tolist() == [within + 1]
+
+
 def test_tokens_without_any_expert_pass() -> None:
     plan = route_top_p(torch.tensor([[0.0, 0.0], [9.0, 0.0]]), 0.7, include_crossing=False, k_min=0)
     assert [list(token) for token in oracle.by_token(plan)] == [[0], []]
+
+
+def test_an_entropy_threshold_of_one_turns_the_entropy_off() -> None:
+    uniform = torch.zeros(3, 5)
+    # With so large an eps even the normalised entropy exceeds 1.
+    by_threshold = {
+        threshold: route_tsallis(uniform, entropy_threshold=threshold, q=0.5, eps=0.1) for threshold in (0.9, 1)
+    }
+    assert by_threshold[0.9].item_counts().tolist() == [5] * 3
+    assert by_threshold[1].item_counts().tolist() == [3] * 3
 
 
 def test_ties_go_to_the_lower_id_even_where_scores_round_together() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from anabranch import plan
+from anabranch.experts import pack_experts
 
 ops = torch.ops.anabranch
 
@@ -57,3 +58,47 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         _, pre_activation = ops.expert_ffn(*plain)
         for wanted in (63, 0b100010):
             yield ops.expert_ffn_backward, (rows(4, 5).detach(), pre_activation, *plain, wanted)
+
+    with torch.device("cpu"):  # packing is for CPUs alone
+        yield from packed_samples(dtype)
+
+
+def packed_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    routed = plan.from_top_k(torch.tensor([[0, 2], [2, 4], [5, 5], [0, 3]]), num_groups=5)
+    by_item = routed.transpose()
+    # 100 and 193 features: one full block of each product, and the rest of another.
+    x, gate_up, down = (
+        torch.randn(4, 193).to(dtype),
+        torch.randn(3, 200, 193).to(dtype),
+        torch.randn(3, 193, 100).to(dtype),
+    )
+    isa = ops.cpu_isa()
+    yield ops.expert_pack, (gate_up, 2, True, False, 96, isa)
+    yield ops.expert_pack, (down.mT, 1, False, True, 192, isa)
+    for weight_dtype in (None, torch.int8) if dtype != torch.float64 else (None,):
+        packed = pack_experts(gate_up, down, down_bias=torch.randn(3, 193).to(dtype), weight_dtype=weight_dtype)
+        yield (
+            ops.expert_ffn_packed,
+            (
+                x,
+                packed.gate_up,
+                packed.gate_up_scales,
+                packed.gate_up_bias,
+                packed.down,
+                packed.down_scales,
+                packed.down_bias,
+                routed.group_offsets,
+                routed.item_ids,
+                None,
+                by_item.item_offsets,
+                by_item.entry_ids,
+                torch.tensor([100, 7, 99]).int(),
+                100,
+                193,
+                1,
+                True,
+                1,
+                1,
+                isa,
+            ),
+        )

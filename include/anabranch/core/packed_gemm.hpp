@@ -20,7 +20,7 @@
 namespace anabranch {
 
 /// Bytes of a packed [n, k] matrix of `element_size` bytes an element: the same for every instruction set.
-constexpr int64_t packed_bytes(int64_t n, int64_t k, int64_t element_size) {
+[[gnu::always_inline]] constexpr int64_t packed_bytes(int64_t n, int64_t k, int64_t element_size) {
   return (n + 15) / 16 * 16 * ((k + 1) / 2 * 2) * element_size;
 }
 
@@ -40,7 +40,7 @@ struct PackedGemm {
 /// usually lies.
 template <class T, class Stored>
 struct PackedGemmKernels {
-  /// Writes packed_bytes(n, k, sizeof(Stored)) bytes.
+  /// Writes packed_bytes(n, k, sizeof(Stored)) bytes, all of them: what narrow vectors leave over is zero.
   void (*pack)(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to);
   void (*multiply)(const PackedGemm<T, Stored>& product);
 };

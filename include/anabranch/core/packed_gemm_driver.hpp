@@ -30,6 +30,7 @@ using PackedElement = std::conditional_t<(Lanes::group > 1), typename Lanes::Pac
 template <class Lanes, class Stored>
 void pack_matrix(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to) {
   constexpr int64_t width = Lanes::width, group = Lanes::group;
+  const Stored* const end = to + packed_bytes(n, k, 1);
   for (int64_t k0 = 0; k0 < k; k0 += gemm_block_k * group) {
     const int64_t steps = (part_size(k0, k, gemm_block_k * group) + group - 1) / group;
     for_column_groups<Lanes>(n, [&](int64_t first, int64_t vectors) {
@@ -42,6 +43,7 @@ void pack_matrix(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to)
       }
     });
   }
+  while (to != end) *to++ = Stored{};
 }
 
 template <class Lanes, class Stored>

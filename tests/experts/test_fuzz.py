@@ -61,7 +61,7 @@ def whole_numbers(data: st.DataObject, shape: tuple[int, ...], dtype: torch.dtyp
     return values.permute([order.index(i) for i in range(len(shape))])
 
 
-@fuzz(max_examples=300)
+@fuzz(max_examples=200)
 @given(sizes, sizes, sizes, offset_lists, st.sampled_from(FLOATING), st.booleans(), st.data())
 def test_grouped_mm(
     rows: int, k: int, n: int, offsets: list[int], dtype: torch.dtype, biased: bool, data: st.DataObject

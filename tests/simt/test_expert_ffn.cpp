@@ -236,6 +236,18 @@ void check_dtype(std::mt19937& random) {
   check_ffn<T>({6, 0, 8, 5, 8, 12, 1}, without_experts, 63, random);
 }
 
+/// Entries past the plan's end belong to no group, not even where there are no identity groups.
+void check_entries_that_do_not_exist() {
+  Guarded<float> rows(std::vector<float>{1, 2, 3, 4, 5, 6}), x(std::vector<float>{7, 7, 7, 7}), y(4);
+  Guarded<int32_t> offsets(std::vector<int32_t>{0, 1}), item_offsets(std::vector<int32_t>{-3, 1, 90});
+  Guarded<int32_t> entries(std::vector<int32_t>{0, 2, 5});
+  ExpertCombine<float, float> combine{
+      rows.data(), nullptr, x.data(), nullptr, offsets.data(), item_offsets.data(), entries.data(), 1, 0,
+      1,           2,       3,        2,       y.data()};
+  expert_combine_cuda(combine, nullptr);
+  expect(y.values() == std::vector<float>({1, 2, 0, 0}), "entries that do not exist add nothing");
+}
+
 /// What a GPU cannot report it must survive.
 void check_bad_ids(std::mt19937& random) {
   const Shape shape{6, 2, 5, 70, 5, 12, 0.8};
@@ -281,6 +293,7 @@ int main() {
     check_dtype<double>(random);
     check_dtype<bfloat16>(random);
     check_dtype<half>(random);
+    check_entries_that_do_not_exist();
     check_bad_ids(random);
   });
   std::puts("expert_ffn: ok");

@@ -77,7 +77,7 @@ def expert_ffn(
         raise ValueError(
             f"expert_ffn: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, H) as the plan"
         )
-    out_dtype, dtype = x.dtype, _compute_dtype(x, gate_up_proj)
+    out_dtype, dtype = x.dtype, compute_dtype(x, gate_up_proj)
     by_item = plan.transpose()
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = [_cast(tensor, dtype) for tensor in (x, gate_up_proj, gate_up_bias, down_proj, down_bias)]
@@ -140,7 +140,8 @@ def grouped_lora(
     return expert_ffn(x, lora_a, lora_b, plan, activation="identity", gated=False, frozen_experts=frozen_experts)
 
 
-def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype that `expert_ffn` works in: the weights', or autocast's."""
     if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return weight.dtype
@@ -152,7 +153,7 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _record_cost(plan: Plan, gate_up_proj: Tensor, down_proj: Tensor, null_experts: int) -> None:
     num_experts = gate_up_proj.shape[0]
-    per_expert = gate_up_proj[0].numel() + down_proj[0].numel()
+    per_expert = gate_up_proj.shape[1:].numel() + down_proj.shape[1:].numel()
     record(
         "expert_ffn",
         dense_rows=plan.num_items * (plan.num_groups - null_experts),

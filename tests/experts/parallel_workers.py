@@ -1,149 +1,35 @@
-"""Processes for the tests of ExpertParallel: a launcher, and what every rank runs."""
+"""What the ranks run in the tests of ExpertParallel: against one process, overlap, death, bad input."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import signal
 import time
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from parallel_cases import (
+    CASES,
+    HIDDEN,
+    Case,
+    close,
+    forward_backward,
+    full_gradients,
+    world_mesh,
+)
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from anabranch.experts import DynamicMoE, ExpertParallel, route_top_k, route_top_p
-
-HIDDEN, INTERMEDIATE = 12, 20
-
-
-def launch(
-    worker: Callable[..., None], num_ranks: int, folder: Path, *arguments: Any, timeout: float = 60
-) -> list[int]:
-    """Runs `worker(rank, *arguments)` on every rank of a Gloo group; returns the exit codes, 0 where nothing raised.
-
-    Prints what the ranks raised. A rank that does not end within twice the group's timeout is killed: code -9.
-    """
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["anabranch.experts.parallel", "torch.distributed.fsdp"])
-    folder.mkdir(exist_ok=True)
-    processes = [
-        context.Process(target=_run, args=(worker, rank, num_ranks, folder, timeout, arguments))
-        for rank in range(num_ranks)
-    ]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + 2 * timeout
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
-    for log in sorted(folder.glob("error*")):
-        print(log.name, log.read_text())
-    return [process.exitcode or 0 for process in processes]
-
-
-def _run(
-    worker: Callable[..., None], rank: int, num_ranks: int, folder: Path, timeout: float, arguments: tuple[Any, ...]
-) -> None:
-    torch.set_num_threads(1)
-    try:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{folder}/store",
-            rank=rank,
-            world_size=num_ranks,
-            timeout=timedelta(seconds=timeout),
-        )
-        worker(rank, *arguments)
-        dist.barrier()
-        dist.destroy_process_group()
-    except BaseException:
-        (folder / f"error{rank}").write_text(traceback.format_exc())
-        os._exit(1)  # The group is in pieces: its orderly end would wait for the others.
-
-
-VARIABLE = partial(route_top_p, p=0.5, k_max=3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One layer and the rows of each rank."""
-
-    num_experts: int
-    rows: tuple[int, ...]
-    router: Callable[[Tensor], Any] = VARIABLE
-    options: tuple[tuple[str, Any], ...] = ()
-    dtype: torch.dtype = torch.float32
-
-    def moe(self) -> DynamicMoE:
-        torch.manual_seed(3)
-        return DynamicMoE(HIDDEN, INTERMEDIATE, self.num_experts, self.router, dtype=self.dtype, **dict(self.options))
-
-    def batch(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Inputs, and gradients of the outputs, of all ranks."""
-        generator = torch.Generator().manual_seed(4)
-        x, dy = (
-            [torch.randn(rows, HIDDEN, generator=generator, dtype=torch.float64).to(self.dtype) for rows in self.rows]
-            for _ in range(2)
-        )
-        return x, dy
-
-
-def to_last_group(logits: Tensor) -> Any:
-    """Every row to the last expert alone: all other ranks receive nothing."""
-    order = torch.arange(logits.shape[1], device=logits.device, dtype=logits.dtype)
-    return route_top_k(logits * 0 + order, 1)
-
-
-CASES = {
-    "even": Case(8, (5, 9, 6, 7)),
-    "uneven shards": Case(6, (5, 9, 6, 7), partial(route_top_k, k=2)),
-    "empty shard": Case(3, (5, 9, 6, 7), options=(("bias", True),)),
-    "one expert": Case(1, (4, 3, 2, 1), partial(route_top_k, k=1)),
-    "ranks without rows": Case(8, (0, 13, 0, 1), options=(("bias", True),)),
-    "no rows at all": Case(8, (0, 0, 0, 0)),
-    "one rank gets all": Case(5, (5, 9, 6, 7), to_last_group),
-    "null experts": Case(
-        4, (6, 7, 8, 9), partial(route_top_k, k=4), (("zero_experts", 2), ("identity_experts", 1), ("bias", True))
-    ),
-    "not gated": Case(5, (3, 9, 4, 1), options=(("gated", False), ("activation", "relu2"))),
-    "float64": Case(7, (5, 9, 6, 7), dtype=torch.float64),
-    "bfloat16": Case(7, (40, 9, 30, 7), dtype=torch.bfloat16),
-}
-
-
-def forward_backward(module: Any, x: Tensor, dy: Tensor, *, x_needs_grad: bool = True) -> tuple[Tensor, Tensor | None]:
-    x = x.clone().requires_grad_(x_needs_grad)
-    y = module(x)
-    (y * dy).sum().backward()
-    return y.detach(), x.grad
-
-
-def full_gradients(layer: ExpertParallel) -> dict[str, Tensor]:
-    """Gradients by the names of DynamicMoE: the experts' gathered, the gate's averaged over the group."""
-    gradients = {name: p.grad.full_tensor() for name, p in layer.experts.named_parameters()}
-    gate = layer.gate.weight.grad.clone()
-    dist.all_reduce(gate)
-    return gradients | {"gate.weight": gate / dist.get_world_size()}
-
-
-def close(name: str, actual: Tensor, expected: Tensor) -> None:
-    # The gate's product is in float32 in every layer.
-    dtype = torch.float32 if actual.dtype == torch.float64 and "gate.weight" in name else actual.dtype
-    tolerance = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}[dtype]
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{name}: {text}")
-
-
-def world_mesh(name: str = "expert") -> DeviceMesh:
-    return init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=(name,))
+from anabranch.experts import DynamicMoE, ExpertParallel
+from anabranch.experts.exchange import Exchange
 
 
 def equals_one_process(rank: int) -> None:
@@ -169,3 +55,179 @@ def equals_one_process(rank: int) -> None:
             close(f"{name}: {parameter}", gradient, whole.get_parameter(parameter).grad / num_ranks)
         with torch.no_grad():
             assert torch.equal(layer(xs[rank]), our_y), f"{name}: inference differs"
+
+
+def other_dtypes_and_paths(rank: int) -> None:
+    """Autocast, weights narrower than the rows, rows without gradient, checkpointing, routing, sums of gradients."""
+    mesh, case = world_mesh(), Case(6, (8, 5), options=(("identity_experts", 1),))
+    (x, dy), whole = (tensors[rank] for tensors in case.batch()), case.moe()
+    layer = ExpertParallel(case.moe(), mesh)
+    y, routing = layer(x.reshape(-1, 1, HIDDEN), return_routing=True)
+    assert y.shape == (case.rows[rank], 1, HIDDEN)
+    assert routing.plan.num_items == case.rows[rank]
+    assert torch.equal(routing.logits, whole(x, return_routing=True)[1].logits)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, expected = layer(x), whole(x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, expected, rtol=3e-2, atol=3e-2)
+    narrow = ExpertParallel(case.moe().bfloat16(), mesh)
+    torch.testing.assert_close(narrow(x), case.moe().bfloat16()(x), rtol=3e-2, atol=3e-2)
+
+    forward_backward(layer, x, dy)
+    plain = [gradient.clone() for gradient in full_gradients(layer).values()]
+    for change in ("no gradient of x", "checkpointed", "sum", "compiled"):
+        layer.zero_grad()
+        module, factor = layer, 1
+        if change == "sum":
+            module = layer = ExpertParallel(case.moe(), mesh, gradient_reduction="sum")
+            factor = 2
+        elif change == "checkpointed":
+            module = partial(checkpoint, layer, use_reentrant=False)
+        elif change == "compiled":
+            module = torch.compile(layer, backend="aot_eager")
+        forward_backward(module, x, dy, x_needs_grad=change != "no gradient of x")
+        for (name, gradient), before in zip(full_gradients(layer).items(), plain, strict=True):
+            expected = before if name == "gate.weight" else before * factor
+            assert torch.equal(gradient, expected), f"{change}: {name}"
+        if change == "sum":
+            plain = [gradient.clone() for gradient in full_gradients(layer).values()]
+
+
+class Events(TorchDispatchMode):
+    """Order of the transfers' starts and waits and of the FFNs; `after` is called with each event."""
+
+    def __init__(self, before: Callable[[int, str], None], after: Callable[[int, str], None]) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.before, self.after = before, after
+        self.originals = {name: getattr(Exchange, name) for name in ("start", "wait")}
+
+    def run(self, name: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        self.before(len(self.names), name)
+        result = function(*arguments, **keywords)
+        self.names.append(name)
+        self.after(len(self.names) - 1, name)
+        return result
+
+    def __enter__(self) -> Events:
+        for name, original in self.originals.items():
+            setattr(Exchange, name, self.watched(name, original))
+        return super().__enter__()
+
+    def watched(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *arguments, **keywords: self.run(name, original, *arguments, **keywords)
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for name, original in self.originals.items():
+            setattr(Exchange, name, original)
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if "anabranch::expert_ffn" in op.name():
+            return self.run("backward" if "backward" in op.name() else "ffn", op, *args, **kwargs)
+        return op(*args, **kwargs)
+
+
+FORWARD = ["start", "wait", "start", "ffn", "wait", "ffn", "start", "wait"]  # The first pair: sizes.
+BACKWARD = ["start", "wait", "backward", "start", "backward", "wait"]
+
+
+def overlaps(rank: int, folder: Path) -> None:
+    """Rank 1 enters the overlapped exchanges only when rank 0 has done the FFN of its own rows.
+
+    Had rank 0 waited before that FFN, in forward or backward, neither could go on.
+    """
+    store = dist.FileStore(str(folder / "events"), 2)
+    case = Case(4, (5, 6))
+    layer = ExpertParallel(case.moe(), world_mesh())
+    x, dy = (tensors[rank] for tensors in case.batch())
+    forward_own, backward_own = 3, len(FORWARD) + 4
+
+    def before(event: int, name: str) -> None:
+        if rank == 1 and event + 1 in (forward_own, backward_own):
+            assert name == "start", name
+            store.wait([str(event + 1)], timedelta(seconds=30))
+
+    def after(event: int, name: str) -> None:
+        if rank == 0 and event in (forward_own, backward_own):
+            store.set(str(event), "done")
+
+    with Events(before, after) as events:
+        forward_backward(layer, x, dy)
+    assert events.names == FORWARD + BACKWARD, events.names
+
+
+RAISED = 7  # Exit code of a rank that saw the error it should see.
+
+
+def loses_a_rank(rank: int, folder: Path, how: str, seconds: float) -> None:
+    """Rank 1 dies in the third step's forward or backward, or stalls; the others must raise within the timeout."""
+    group = dist.new_group(timeout=timedelta(seconds=seconds))
+    mesh = DeviceMesh.from_group(group, "cpu")
+    case = CASES["even"]
+    layer = ExpertParallel(case.moe(), mesh)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+    x, dy = (tensors[rank] for tensors in case.batch())
+
+    def leave(_: Tensor) -> None:
+        if how == "stall":
+            while len(list(folder.glob("raised*"))) < dist.get_world_size() - 1:
+                time.sleep(0.1)
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    for step in range(100):
+        if rank == 1 and step == 2:
+            if how == "backward":
+                layer.register_forward_hook(lambda module, inputs, y: y.register_hook(leave) and None)
+            else:
+                layer.router = leave
+        began = time.monotonic()
+        try:
+            forward_backward(layer, x, dy)
+        except RuntimeError as error:
+            assert step == 2, f"step {step}: {error}"
+            assert "ExpertParallel: an exchange among ranks [0, 1, 2, 3] failed" in str(error), error
+            # Half again: the machine may be busy.
+            assert time.monotonic() - began < 1.5 * seconds + 2
+            (folder / f"raised{rank}").touch()
+            os._exit(RAISED)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def refuses(rank: int) -> None:
+    """Bad arguments are ValueErrors on every rank, before anything is communicated that could hang."""
+    mesh, case = world_mesh(), Case(4, (3, 3))
+    moe, layer = case.moe(), ExpertParallel(case.moe(), mesh)
+    square = init_device_mesh("cpu", (2, 1), mesh_dim_names=("data", "expert"))
+    changed = DynamicMoE(HIDDEN + rank, 8, 4, case.router)
+    other_count = DynamicMoE(HIDDEN, 8, 4 + rank, case.router)
+    biased = DynamicMoE(HIDDEN, 8, 4, case.router, bias=rank == 1)
+    wrong_plan = ExpertParallel(case.moe(), mesh)
+    wrong_plan.router = lambda logits: case.router(logits[:, 1:])
+    taken = case.moe()
+    taken.gate_up_proj = torch.nn.Parameter(layer.experts.gate_up_proj)
+    attempts: list[tuple[Callable[[], Any], str]] = [
+        (lambda: ExpertParallel(torch.nn.Linear(3, 3), mesh), "moe is a Linear, must be a DynamicMoE"),
+        (lambda: ExpertParallel(taken, mesh), "must not be distributed yet"),
+        (lambda: ExpertParallel(moe, dist.group.WORLD), "mesh is a ProcessGroup, must be a DeviceMesh"),
+        (lambda: ExpertParallel(moe, square), r"mesh has 2 dimensions, must have 1; pass one dim of it"),
+        (lambda: ExpertParallel(moe, mesh, parameters="flat"), "parameters is 'flat', must be one of"),
+        (lambda: ExpertParallel(moe, mesh, gradient_reduction="max"), "gradient_reduction is 'max', must be one of"),
+        (lambda: ExpertParallel(changed, mesh), r"moe.down_proj is \(\(4, 13, 8\).* on rank 1 of the group, must be"),
+        (lambda: ExpertParallel(other_count, mesh), r"moe.down_proj is \(\(5, 12, 8\)"),
+        (lambda: ExpertParallel(biased, mesh), "moe.down_bias is .* on rank 1 of the group, must be None"),
+        (lambda: layer(torch.randn(3, HIDDEN + 1)), r"x is torch.float32 of shape \(3, 13\), must be floating and"),
+        (lambda: layer(torch.ones(3, HIDDEN, dtype=torch.int64)), "x is torch.int64"),
+        (lambda: wrong_plan(torch.randn(3, HIDDEN)), "the router's plan has 3 items and 3 groups, must have 3 and 4"),
+    ]
+    for attempt, message in attempts:
+        with pytest.raises(ValueError, match=f"^ExpertParallel: .*{message}"):
+            attempt()
+    alone = DeviceMesh("cpu", [0])
+    if rank == 1:
+        with pytest.raises(ValueError, match=r"mesh is \[0\], must hold this rank \(1\)"):
+            ExpertParallel(moe, alone)

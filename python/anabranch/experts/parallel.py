@@ -145,6 +145,8 @@ class ExpertShard(nn.Module):
                 name, nn.Parameter(shard if parameters == "dtensor" else shard.to_local(), full.requires_grad)
             )
 
+    # Sizes reach the host here and transfers outlive the calls that start them: neither belongs in a graph.
+    @torch.compiler.disable
     def forward(self, hidden: Tensor, plan: Plan) -> Tensor:
         """`[T, H]` through the group's experts as `plan` says, to `[T, H]` in the dtype of `hidden`."""
         gate_up_proj, down_proj, gate_up_bias, down_bias = (self._local(name) for name in _NAMES)

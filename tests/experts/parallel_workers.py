@@ -130,8 +130,9 @@ class Events(TorchDispatchMode):
         return op(*args, **kwargs)
 
 
-FORWARD = ["start", "wait", "start", "ffn", "wait", "ffn", "start", "wait"]  # The first pair: sizes.
-BACKWARD = ["start", "wait", "backward", "start", "backward", "wait"]
+# Sizes; rows, weights and places leave, the own rows' FFN runs, they arrive; received rows' FFN, and back.
+FORWARD = ["start", "wait", *["start"] * 3, "ffn", *["wait"] * 3, "ffn", "start", "wait"]
+BACKWARD = ["start", "wait", "backward", "start", "start", "backward", "wait", "wait"]
 
 
 def overlaps(rank: int, folder: Path) -> None:
@@ -143,7 +144,7 @@ def overlaps(rank: int, folder: Path) -> None:
     case = Case(4, (5, 6))
     layer = ExpertParallel(case.moe(), world_mesh())
     x, dy = (tensors[rank] for tensors in case.batch())
-    forward_own, backward_own = 3, len(FORWARD) + 4
+    forward_own, backward_own = 5, len(FORWARD) + 5
 
     def before(event: int, name: str) -> None:
         if rank == 1 and event + 1 in (forward_own, backward_own):

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from anabranch.plan import Plan, from_pairs
+from anabranch.plan import Plan, from_mask, from_pairs
 
 
 class Exchange:
@@ -34,11 +34,11 @@ class Exchange:
         self._pending: tuple[dist.Work, Tensor, Tensor] | None = None
 
     def send(self, rows: Tensor) -> Tensor:
-        """Starts to send rows `[sum(send_sizes), W]`; returns the token for `receive`."""
+        """Starts to send rows `[sum(send_sizes), ...]`; returns the token for `receive`."""
         return _Send.apply(rows, self)
 
     def receive(self, token: Tensor) -> Tensor:
-        """Waits for rows `[sum(recv_sizes), W]`, sorted by the rank they come from.
+        """Waits for rows `[sum(recv_sizes), ...]`, sorted by the rank they come from.
 
         Raises:
             RuntimeError: a rank of the group died or is later than the group's timeout.
@@ -117,27 +117,45 @@ def shard_bounds(num_experts: int, num_ranks: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SplitPlan:
-    """One rank's plan, cut by where the experts are.
+    """One rank's plan, cut by where the experts are. A row goes to a rank once, however many experts it has there.
 
     Attributes:
-        local: entries of this rank's experts, then of the null experts; they do not travel.
-        remote: entries of all other experts, in the order of the whole plan and thus of the ranks they go to.
-        received: the other ranks' entries for this rank's experts; its items are the received rows. No weights.
-        send_sizes, recv_sizes: rows to and from each rank; 0 for this one.
+        own: entries of this rank's experts, then of the null experts; they do not travel.
+        rows: the rows that travel, in one group for each rank; this rank's group is empty. No weights.
+        pair_rows: int32, for each entry of another rank's expert, in plan order and thus sorted by rank, the place of
+            its row among the rows for that rank.
+        pair_weights: the weights of the same entries.
+        send_pairs, recv_pairs, send_rows, recv_rows: how many go to and come from each rank; 0 for this one.
+        by_source: int64 `[num_ranks, experts]`, the pairs that come from each rank for each expert of this one.
     """
 
-    local: Plan
-    remote: Plan
-    received: Plan
-    send_sizes: list[int]
-    recv_sizes: list[int]
+    own: Plan
+    rows: Plan
+    pair_rows: Tensor
+    pair_weights: Tensor
+    send_pairs: list[int]
+    recv_pairs: list[int]
+    send_rows: list[int]
+    recv_rows: list[int]
+    by_source: Tensor
+
+    def received(self, pair_rows: Tensor, pair_weights: Tensor) -> Plan:
+        """Plan of the rows that came, from what came with them; rows and pairs are sorted by rank."""
+        num_ranks, num_local = self.by_source.shape
+        device, num_pairs = self.by_source.device, sum(self.recv_pairs)
+        first_row = torch.tensor([0, *itertools.accumulate(self.recv_rows)][:-1], device=device)
+        first_rows = first_row.repeat_interleave(self.by_source.sum(1), output_size=num_pairs)
+        experts = torch.arange(num_local, device=device).repeat(num_ranks)
+        expert_ids = experts.repeat_interleave(self.by_source.flatten(), output_size=num_pairs)
+        num_rows = sum(self.recv_rows)
+        return from_pairs(pair_rows + first_rows, expert_ids, pair_weights, num_items=num_rows, num_groups=num_local)
 
 
 def split_plan(plan: Plan, bounds: list[int], group: dist.ProcessGroup) -> SplitPlan:
     """Cuts a plan of E experts and any null experts at the shards' bounds, and learns what the others will send.
 
     Args:
-        plan: of this rank's items; its weights keep their gradient.
+        plan: of this rank's items; its weights (1 where it has none) keep their gradient.
         bounds: as `shard_bounds`.
         group: the ranks, in the order of `bounds`.
 
@@ -145,47 +163,55 @@ def split_plan(plan: Plan, bounds: list[int], group: dist.ProcessGroup) -> Split
         RuntimeError: a rank of the group died or is later than the group's timeout.
 
     Cost:
-        One all-to-all of E int32 per rank, and one read of the offsets and these counts by the host, which has to
-        know how many rows come from where before it can receive them.
+        One all-to-all of E / P + 1 int32 to each rank, and one read of these counts and the offsets by the host, which
+        has to know how many rows come from where before it can receive them. O(num_items * P + capacity) beside it.
     """
-    rank, num_experts = dist.get_rank(group), bounds[-1]
+    rank, num_ranks, num_experts, share = dist.get_rank(group), len(bounds) - 1, bounds[-1], bounds[1]
     first, last = bounds[rank], bounds[rank + 1]
-    num_local = last - first
-    shares = [end - begin for begin, end in itertools.pairwise(bounds)]
-    counts = Exchange(group, shares, [num_local] * len(shares))
-    counts.start(plan.group_sizes()[:num_experts])
-    by_source = counts.wait().reshape(len(shares), num_local)
+    offsets = plan.group_offsets
+
+    # Which rows go where. Entries that stay or do not exist are marked in a column that is cut off.
+    entries = torch.arange(plan.capacity, dtype=torch.int32, device=plan.device)
+    entry_groups = torch.searchsorted(offsets[1:], entries, right=True, out_int32=True)
+    stays = ((entry_groups >= first) & (entry_groups < last)) | (entry_groups >= num_experts)
+    destinations = (entry_groups // share).masked_fill(stays, num_ranks)
+    items = plan.item_ids.clamp(min=0)
+    marked = torch.zeros(plan.num_items, num_ranks + 1, dtype=torch.bool, device=plan.device)
+    marked[items, destinations] = True
+    travels = marked[:, :num_ranks].contiguous()
+    rows = from_mask(travels)
+    places = marked.cumsum(0, dtype=torch.int32)[items, destinations] - 1
+
+    pairs_and_rows = nn.functional.pad(plan.group_sizes()[:num_experts], (0, num_ranks * share - num_experts))
+    pairs_and_rows = torch.cat([pairs_and_rows.reshape(num_ranks, share), rows.group_sizes()[:, None]], 1)
+    sizes = Exchange(group, [1] * num_ranks, [1] * num_ranks)
+    sizes.start(pairs_and_rows)
+    arriving = sizes.wait()
+    by_source = arriving[:, : last - first].long()
     by_source[rank] = 0
 
-    host = torch.cat([plan.group_offsets, by_source.sum(1, dtype=torch.int32)]).tolist()
-    offsets, recv_sizes = host[: plan.num_groups + 1], host[plan.num_groups + 1 :]
-    send_sizes = [offsets[end] - offsets[begin] for begin, end in itertools.pairwise(bounds)]
-    send_sizes[rank] = 0
-    begin, end, experts_end, total = offsets[first], offsets[last], offsets[num_experts], offsets[-1]
+    host = torch.cat([by_source.sum(1), arriving[:, share], rows.group_sizes(), offsets]).tolist()
+    recv_pairs, recv_rows, send_rows = (host[i * num_ranks : (i + 1) * num_ranks] for i in range(3))
+    ends = host[3 * num_ranks :]
+    send_pairs = [ends[end] - ends[begin] for begin, end in itertools.pairwise(bounds)]
+    send_pairs[rank] = 0
+    begin, end, experts_end, total = ends[first], ends[last], ends[num_experts], ends[-1]
 
-    def part(group_offsets: list[Tensor], *pieces: slice) -> Plan:
-        item_ids = torch.cat([plan.item_ids[piece] for piece in pieces])
-        weights = None if plan.weights is None else torch.cat([plan.weights[piece] for piece in pieces])
-        return Plan(torch.cat(group_offsets), item_ids, weights, plan.num_items)
-
-    device_offsets = plan.group_offsets
-    local = part(
-        [device_offsets[first : last + 1] - begin, device_offsets[num_experts + 1 :] - (experts_end - end + begin)],
-        slice(begin, end),
-        slice(experts_end, total),
+    weights = torch.ones_like(entries, dtype=torch.float32) if plan.weights is None else plan.weights
+    own = Plan(
+        torch.cat([offsets[first : last + 1] - begin, offsets[num_experts + 1 :] - (experts_end - end + begin)]),
+        torch.cat([plan.item_ids[begin:end], plan.item_ids[experts_end:total]]),
+        torch.cat([weights[begin:end], weights[experts_end:total]]),
+        plan.num_items,
     )
-    remote = part(
-        [device_offsets[: first + 1], device_offsets[last + 1 : num_experts + 1] - (end - begin)],
-        slice(0, begin),
-        slice(end, experts_end),
+    return SplitPlan(
+        own,
+        Plan(rows.group_offsets, rows.item_ids[: sum(send_rows)], None, plan.num_items),
+        torch.cat([places[:begin], places[end:experts_end]]),
+        torch.cat([weights[:begin], weights[end:experts_end]]),
+        send_pairs,
+        recv_pairs,
+        send_rows,
+        recv_rows,
+        by_source,
     )
-    return SplitPlan(local, remote, _received_plan(by_source, sum(recv_sizes)), send_sizes, recv_sizes)
-
-
-def _received_plan(by_source: Tensor, num_rows: int) -> Plan:
-    """Plan of rows that arrive sorted by source rank, then by expert: `by_source` [P, experts] counts them."""
-    num_ranks, num_local = by_source.shape
-    experts = torch.arange(num_local, device=by_source.device).repeat(num_ranks)
-    group_ids = experts.repeat_interleave(by_source.flatten(), output_size=num_rows)
-    rows = torch.arange(num_rows, device=by_source.device)
-    return from_pairs(rows, group_ids, num_items=num_rows, num_groups=num_local)

@@ -81,11 +81,11 @@ class ExpertParallel(nn.Module):
             RuntimeError: a rank of the group died or is later than the group's timeout.
 
         Cost:
-            Per pair whose expert is on another rank, one row each way, and the same again in the backward; a row that
-            has several experts on one rank travels once for each. One host read (`split_plan`). The first transfer,
-            and in the backward the last, runs beside the FFN of this rank's own rows. The price of that overlap is
-            that the shard's weights are read, and their gradients written, once for own and once for received rows.
-            Saved for the backward beyond `expert_ffn`'s own: one returned row per remote pair.
+            For each row and each other rank that holds some of its experts, one row each way, and the same again in
+            the backward; for each pair of these 8 bytes, and 4 in the backward. One host read (`split_plan`). The
+            transfers to the experts, and in the backward those from them, run beside the FFN of this rank's own rows.
+            The price of that overlap: the shard's weights are read, and their gradients written, once for own and
+            once for received rows. Saved for the backward beyond `expert_ffn`'s own: the rows that come back.
         """
         hidden_size = self.gate.in_features
         if x.dim() < 1 or x.shape[-1] != hidden_size or not x.is_floating_point():
@@ -159,23 +159,28 @@ class ExpertShard(nn.Module):
         }
         group = self.mesh.get_group()
         split = split_plan(plan, self.bounds, group)
-        there = Exchange(group, split.send_sizes, split.recv_sizes)
-        back = Exchange(group, split.recv_sizes, split.send_sizes)
+        pairs = Exchange(group, split.send_pairs, split.recv_pairs)
+        pair_rows = Exchange(group, split.send_pairs, split.recv_pairs)
+        there = Exchange(group, split.send_rows, split.recv_rows)
+        back = Exchange(group, split.recv_rows, split.send_rows)
 
+        pair_rows.start(split.pair_rows)
+        weights_token = pairs.send(split.pair_weights)
         # Rows travel in the dtype that the experts work in.
-        token = there.send(gather(hidden.to(compute_dtype(hidden, gate_up_proj)), split.remote))
+        token = there.send(gather(hidden.to(compute_dtype(hidden, gate_up_proj)), split.rows))
         own = expert_ffn(
             hidden,
             gate_up_proj,
             down_proj,
-            split.local,
+            split.own,
             zero_experts=self.zero_experts,
             identity_experts=self.identity_experts,
             **options,
         )
-        received = expert_ffn(there.receive(token), gate_up_proj, down_proj, split.received, **options)
+        received_plan = split.received(pair_rows.wait(), pairs.receive(weights_token))
+        received = expert_ffn(there.receive(token), gate_up_proj, down_proj, received_plan, **options)
         returned = back.receive(back.send(received))
-        return own + scatter_add(returned, split.remote).to(own.dtype)
+        return own + scatter_add(returned, split.rows).to(own.dtype)
 
     def as_dtensor(self, name: str, local: Tensor) -> DTensor:
         """A local share, as the DTensor that all ranks' shares make up."""

@@ -136,10 +136,14 @@ def full_gradients(layer: ExpertParallel) -> dict[str, Tensor]:
 
 
 def close(name: str, actual: Tensor, expected: Tensor) -> None:
+    """Equal up to rounding, measured against the largest expected value."""
     # The gate's product is in float32 in every layer.
     dtype = torch.float32 if actual.dtype == torch.float64 and "gate.weight" in name else actual.dtype
-    tolerance = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 3e-2}[dtype]
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{name}: {text}")
+    tolerance = {torch.float64: 1e-14, torch.float32: 3e-6, torch.bfloat16: 1e-2}[dtype]
+    assert actual.shape == expected.shape, name
+    if actual.numel() > 0:
+        error, scale = (actual - expected).abs().max().item(), expected.abs().max().item()
+        assert error <= tolerance * scale, f"{name}: error {error:.2g} beside {scale:.2g}"
 
 
 def world_mesh(name: str = "expert") -> DeviceMesh:

@@ -29,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from anabranch.experts import DynamicMoE, ExpertParallel
-from anabranch.experts.exchange import Exchange
+from anabranch.experts.exchange import Exchange, shard_bounds, split_plan
+from anabranch.plan import from_top_k
 
 
 def equals_one_process(rank: int) -> None:
@@ -70,9 +71,9 @@ def other_dtypes_and_paths(rank: int) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y, expected = layer(x), whole(x)
     assert y.dtype == torch.float32
-    torch.testing.assert_close(y, expected, rtol=3e-2, atol=3e-2)
+    close("autocast", y.bfloat16(), expected.bfloat16())
     narrow = ExpertParallel(case.moe().bfloat16(), mesh)
-    torch.testing.assert_close(narrow(x), case.moe().bfloat16()(x), rtol=3e-2, atol=3e-2)
+    close("narrow weights", narrow(x).bfloat16(), case.moe().bfloat16()(x).bfloat16())
 
     forward_backward(layer, x, dy)
     plain = [gradient.clone() for gradient in full_gradients(layer).values()]
@@ -92,6 +93,29 @@ def other_dtypes_and_paths(rank: int) -> None:
             assert torch.equal(gradient, expected), f"{change}: {name}"
         if change == "sum":
             plain = [gradient.clone() for gradient in full_gradients(layer).values()]
+
+
+def sends_each_row_once(rank: int) -> None:
+    """A row travels once to a rank with two of its experts, and not at all for this rank's or null experts."""
+    mesh, num_rows = world_mesh(), 5 + rank
+    rows = torch.arange(num_rows)
+    # Experts 0 to 3, of which rank 0 holds two; group 4 is a null expert.
+    indices = torch.tensor([[0, 1, 2, 3, 4]]).repeat(num_rows, 1)
+    indices[0] = 4
+    weights = torch.rand(num_rows, 5, dtype=torch.float64)
+    split = split_plan(from_top_k(indices, weights, num_groups=5), shard_bounds(4, 2), mesh.get_group(), 0)
+    other = 1 - rank
+    assert split.send_rows[other] == num_rows - 1
+    assert split.send_pairs[other] == 2 * (num_rows - 1)
+    assert split.recv_rows[other] == 4 + other
+    assert split.recv_pairs[other] == 2 * (4 + other)
+    assert split.send_rows[rank] == split.recv_rows[rank] == split.send_pairs[rank] == split.recv_pairs[rank] == 0
+    assert torch.equal(split.rows.item_ids.long(), rows[1:])
+    assert torch.equal(split.pair_rows.long(), rows[:-1].repeat(2))
+    assert torch.equal(split.pair_weights, weights[1:, 2 * other : 2 * other + 2].T.flatten())
+    assert split.own.group_sizes().tolist() == [num_rows - 1, num_rows - 1, num_rows + 4]
+    received = split.received(torch.arange(4 + other).repeat(2), torch.ones(2 * (4 + other)))
+    assert received.group_sizes().tolist() == [4 + other] * 2
 
 
 class Events(TorchDispatchMode):
@@ -228,6 +252,11 @@ def refuses(rank: int) -> None:
     for attempt, message in attempts:
         with pytest.raises(ValueError, match=f"^ExpertParallel: .*{message}"):
             attempt()
+    for alike in (lambda: torch.set_grad_enabled(rank == 1), lambda: torch.autocast("cpu", enabled=rank == 1)):
+        with alike(), pytest.raises(ValueError, match=r"the modes of the group's ranks are \[.*\], must be the same"):
+            layer(torch.randn(3, HIDDEN))
+    with pytest.raises(ValueError, match="the modes of"):
+        layer(torch.randn(3, HIDDEN, requires_grad=rank == 1))
     alone = DeviceMesh("cpu", [0])
     if rank == 1:
         with pytest.raises(ValueError, match=r"mesh is \[0\], must hold this rank \(1\)"):

@@ -22,6 +22,10 @@ def test_other_dtypes_and_paths(tmp_path: Path) -> None:
     assert launch(workers.other_dtypes_and_paths, 2, tmp_path) == [0, 0]
 
 
+def test_sends_each_row_once(tmp_path: Path) -> None:
+    assert launch(workers.sends_each_row_once, 2, tmp_path) == [0, 0]
+
+
 def test_own_rows_run_while_others_travel(tmp_path: Path) -> None:
     assert launch(workers.overlaps, 2, tmp_path, tmp_path) == [0, 0]
 

@@ -151,19 +151,21 @@ class SplitPlan:
         return from_pairs(pair_rows + first_rows, expert_ids, pair_weights, num_items=num_rows, num_groups=num_local)
 
 
-def split_plan(plan: Plan, bounds: list[int], group: dist.ProcessGroup) -> SplitPlan:
+def split_plan(plan: Plan, bounds: list[int], group: dist.ProcessGroup, mode: int) -> SplitPlan:
     """Cuts a plan of E experts and any null experts at the shards' bounds, and learns what the others will send.
 
     Args:
         plan: of this rank's items; its weights (1 where it has none) keep their gradient.
         bounds: as `shard_bounds`.
         group: the ranks, in the order of `bounds`.
+        mode: what the ranks have to have in common for the exchanges to fit, as one number.
 
     Raises:
+        ValueError: the modes differ.
         RuntimeError: a rank of the group died or is later than the group's timeout.
 
     Cost:
-        One all-to-all of E / P + 1 int32 to each rank, and one read of these counts and the offsets by the host, which
+        One all-to-all of E / P + 2 int32 to each rank, and one read of these counts and the offsets by the host, which
         has to know how many rows come from where before it can receive them. O(num_items * P + capacity) beside it.
     """
     rank, num_ranks, num_experts, share = dist.get_rank(group), len(bounds) - 1, bounds[-1], bounds[1]
@@ -182,17 +184,23 @@ def split_plan(plan: Plan, bounds: list[int], group: dist.ProcessGroup) -> Split
     rows = from_mask(travels)
     places = marked.cumsum(0, dtype=torch.int32)[items, destinations] - 1
 
-    pairs_and_rows = nn.functional.pad(plan.group_sizes()[:num_experts], (0, num_ranks * share - num_experts))
-    pairs_and_rows = torch.cat([pairs_and_rows.reshape(num_ranks, share), rows.group_sizes()[:, None]], 1)
+    pairs = nn.functional.pad(plan.group_sizes()[:num_experts], (0, num_ranks * share - num_experts))
+    modes = torch.full_like(rows.group_sizes(), mode)
     sizes = Exchange(group, [1] * num_ranks, [1] * num_ranks)
-    sizes.start(pairs_and_rows)
+    sizes.start(torch.cat([pairs.reshape(num_ranks, share), rows.group_sizes()[:, None], modes[:, None]], 1))
     arriving = sizes.wait()
     by_source = arriving[:, : last - first].long()
     by_source[rank] = 0
 
-    host = torch.cat([by_source.sum(1), arriving[:, share], rows.group_sizes(), offsets]).tolist()
-    recv_pairs, recv_rows, send_rows = (host[i * num_ranks : (i + 1) * num_ranks] for i in range(3))
-    ends = host[3 * num_ranks :]
+    columns = [by_source.sum(1), arriving[:, share], rows.group_sizes(), arriving[:, share + 1]]
+    host = torch.cat([*columns, offsets]).tolist()
+    recv_pairs, recv_rows, send_rows, all_modes = (host[i * num_ranks : (i + 1) * num_ranks] for i in range(4))
+    ends = host[4 * num_ranks :]
+    if len(set(all_modes)) > 1:
+        raise ValueError(
+            f"ExpertParallel: the modes of the group's ranks are {all_modes}, must be the same; use x.requires_grad, "
+            "grad mode and autocast alike on all ranks"
+        )
     send_pairs = [ends[end] - ends[begin] for begin, end in itertools.pairwise(bounds)]
     send_pairs[rank] = 0
     begin, end, experts_end, total = ends[first], ends[last], ends[num_experts], ends[-1]

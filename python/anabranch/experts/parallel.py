@@ -18,6 +18,7 @@ from anabranch.plan import Plan, gather, scatter_add
 Parameters = Literal["dtensor", "local"]
 Reduction = Literal["mean", "sum"]
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _NAMES = ("gate_up_proj", "down_proj", "gate_up_bias", "down_bias")
 
 
@@ -49,9 +50,9 @@ class ExpertParallel(nn.Module):
         ValueError: a mesh that is not 1-D or does not hold this rank, a `moe` that differs between ranks, lies on
             another device than the mesh or is already distributed, an unknown option.
 
-    The ranks must agree on how often they run forward and backward and on whether `x` requires a gradient; the number
-    of rows is each rank's own, and may be 0. A rank that dies, raises or stays away makes the others raise within the
-    group's timeout. Routers with statistics of their own and balance losses see this rank's rows.
+    The ranks must run forward and backward equally often and in the same order; the number of rows is each rank's own,
+    and may be 0. A rank that dies, raises or stays away makes the others raise within the group's timeout. Routers
+    with statistics of their own, and balance losses, see this rank's rows.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class ExpertParallel(nn.Module):
         """`[..., H]` to `[..., H]`; with `return_routing` also what was decided for this rank's rows.
 
         Raises:
-            ValueError: `x` or the router's plan does not fit. The other ranks then wait until the timeout.
+            ValueError: `x` or the router's plan does not fit: the other ranks then wait until the timeout. Or, on all
+                ranks, that they differ in whether `x` requires a gradient, in grad mode or in autocast.
             RuntimeError: a rank of the group died or is later than the group's timeout.
 
         Cost:
@@ -158,7 +160,10 @@ class ExpertShard(nn.Module):
             "gated": self.gated,
         }
         group = self.mesh.get_group()
-        split = split_plan(plan, self.bounds, group)
+        dtype = compute_dtype(hidden, gate_up_proj)
+        flags = (torch.is_grad_enabled(), hidden.requires_grad, plan.weights is not None and plan.weights.requires_grad)
+        mode = _DTYPES.index(dtype) * 8 + sum(flag << bit for bit, flag in enumerate(flags))
+        split = split_plan(plan, self.bounds, group, mode)
         pairs = Exchange(group, split.send_pairs, split.recv_pairs)
         pair_rows = Exchange(group, split.send_pairs, split.recv_pairs)
         there = Exchange(group, split.send_rows, split.recv_rows)
@@ -167,7 +172,7 @@ class ExpertShard(nn.Module):
         pair_rows.start(split.pair_rows)
         weights_token = pairs.send(split.pair_weights)
         # Rows travel in the dtype that the experts work in.
-        token = there.send(gather(hidden.to(compute_dtype(hidden, gate_up_proj)), split.rows))
+        token = there.send(gather(hidden.to(dtype), split.rows))
         own = expert_ffn(
             hidden,
             gate_up_proj,

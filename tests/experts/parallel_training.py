@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from parallel_cases import HIDDEN, Case, close, world_mesh
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from anabranch.experts import ExpertParallel
+from anabranch.experts import DynamicMoE, ExpertParallel
 
 
 class Model(torch.nn.Module):
@@ -103,3 +106,22 @@ def loads(rank: int, folder: Path) -> None:
     layer.load_state_dict(state)
     for name, tensor in layer.full_state_dict().items():
         assert torch.equal(tensor, case.moe().state_dict()[name]), name
+
+
+def runs_documentation(rank: int, blocks: list[str]) -> None:
+    """The examples of docs/expert_parallel.md: FSDP2 and training, clipping after it, DDP."""
+    training, ddp, clipping = blocks
+    names: dict[str, Any] = {"DTensor": DTensor, "DistributedDataParallel": DistributedDataParallel}
+    exec(training, names)
+    x = torch.randn(32, 64)
+    (1e6 * names["model"](x).square().mean()).backward()
+    exec(clipping, names)
+    clipped = [p.grad.full_tensor().norm() for p in names["model"].parameters()]
+    torch.testing.assert_close(torch.stack(clipped).norm(), torch.tensor(1.0), rtol=1e-3, atol=0)
+
+    names["moe"] = DynamicMoE(64, 128, num_experts=6, router=names["moe"].router)
+    exec(ddp, names)
+    names["model"](x).square().mean().backward()
+    gate = names["layer"].gate.weight.grad.clone()
+    dist.broadcast(gate, 0)
+    assert torch.equal(gate, names["layer"].gate.weight.grad)

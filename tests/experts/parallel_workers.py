@@ -97,25 +97,28 @@ def other_dtypes_and_paths(rank: int) -> None:
 
 def sends_each_row_once(rank: int) -> None:
     """A row travels once to a rank with two of its experts, and not at all for this rank's or null experts."""
-    mesh, num_rows = world_mesh(), 5 + rank
-    rows = torch.arange(num_rows)
-    # Experts 0 to 3, of which rank 0 holds two; group 4 is a null expert.
-    indices = torch.tensor([[0, 1, 2, 3, 4]]).repeat(num_rows, 1)
-    indices[0] = 4
-    weights = torch.rand(num_rows, 5, dtype=torch.float64)
-    split = split_plan(from_top_k(indices, weights, num_groups=5), shard_bounds(4, 2), mesh.get_group(), 0)
-    other = 1 - rank
-    assert split.send_rows[other] == num_rows - 1
-    assert split.send_pairs[other] == 2 * (num_rows - 1)
-    assert split.recv_rows[other] == 4 + other
-    assert split.recv_pairs[other] == 2 * (4 + other)
+    num_rows, other = 5 + rank, 1 - rank
+    bounds = shard_bounds(3, 2)
+    assert bounds == [0, 2, 3]
+    # Group 3 is a null expert, and all that row 0 has.
+    indices = torch.tensor([[0, 1, 2, 3]]).repeat(num_rows, 1)
+    indices[0] = 3
+    weights = torch.rand(num_rows, 4, dtype=torch.float64)
+    split = split_plan(from_top_k(indices, weights, num_groups=4), bounds, world_mesh().get_group(), 0)
+    travel, arrive = num_rows - 1, 4 + other
+    ours, theirs = slice(*bounds[rank : rank + 2]), slice(*bounds[other : other + 2])
+    num_ours, num_theirs = ours.stop - ours.start, theirs.stop - theirs.start
+    assert split.send_rows[other] == travel
+    assert split.send_pairs[other] == num_theirs * travel
+    assert split.recv_rows[other] == arrive
+    assert split.recv_pairs[other] == num_ours * arrive
     assert split.send_rows[rank] == split.recv_rows[rank] == split.send_pairs[rank] == split.recv_pairs[rank] == 0
-    assert torch.equal(split.rows.item_ids.long(), rows[1:])
-    assert torch.equal(split.pair_rows.long(), rows[:-1].repeat(2))
-    assert torch.equal(split.pair_weights, weights[1:, 2 * other : 2 * other + 2].T.flatten())
-    assert split.own.group_sizes().tolist() == [num_rows - 1, num_rows - 1, num_rows + 4]
-    received = split.received(torch.arange(4 + other).repeat(2), torch.ones(2 * (4 + other)))
-    assert received.group_sizes().tolist() == [4 + other] * 2
+    assert split.rows.item_ids.tolist() == list(range(1, num_rows))
+    assert split.pair_rows.tolist() == list(range(travel)) * num_theirs
+    assert torch.equal(split.pair_weights, weights[1:, theirs].T.flatten())
+    assert split.own.group_sizes().tolist() == [travel] * num_ours + [num_rows + 3]
+    received = split.received(torch.arange(arrive).repeat(num_ours), torch.ones(num_ours * arrive))
+    assert received.group_sizes().tolist() == [arrive] * num_ours
 
 
 class Events(TorchDispatchMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def test_composes_with_data_parallelism(kind: str, num_experts: int, tmp_path: P
 def test_checkpoints_outlive_the_number_of_ranks(tmp_path: Path) -> None:
     assert launch(training.saves, 4, tmp_path / "four", tmp_path) == [0] * 4
     assert launch(training.loads, 2, tmp_path / "two", tmp_path) == [0] * 2
+
+
+def test_documentation_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "expert_parallel.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert launch(training.runs_documentation, 4, tmp_path, blocks) == [0] * 4
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class ExpertParallel(nn.Module):
                 f"ExpertParallel: the router's plan has {plan.num_items} items and {plan.num_groups} groups, must have "
                 f"{logits.shape[0]} and {logits.shape[1]} like the logits"
             )
-        y = self.experts(hidden, plan).reshape(x.shape)
+        y = self.experts(x, plan)
         return (y, Routing(logits, plan)) if return_routing else y
 
     def full_state_dict(self) -> dict[str, Tensor]:
@@ -149,8 +149,9 @@ class ExpertShard(nn.Module):
 
     # Sizes reach the host here and transfers outlive the calls that start them: neither belongs in a graph.
     @torch.compiler.disable
-    def forward(self, hidden: Tensor, plan: Plan) -> Tensor:
-        """`[T, H]` through the group's experts as `plan` says, to `[T, H]` in the dtype of `hidden`."""
+    def forward(self, x: Tensor, plan: Plan) -> Tensor:
+        """`[..., H]` through the group's experts as `plan` says for its rows, to the same shape and dtype."""
+        hidden = x.reshape(-1, x.shape[-1])
         gate_up_proj, down_proj, gate_up_bias, down_bias = (self._local(name) for name in _NAMES)
         assert gate_up_proj is not None and down_proj is not None
         options: dict[str, Any] = {
@@ -185,7 +186,9 @@ class ExpertShard(nn.Module):
         received_plan = split.received(pair_rows.wait(), pairs.receive(weights_token))
         received = expert_ffn(there.receive(token), gate_up_proj, down_proj, received_plan, **options)
         returned = back.receive(back.send(received))
-        return own + scatter_add(returned, split.rows).to(own.dtype)
+        others = scatter_add(returned, split.rows).to(own.dtype)
+        # Reshaped before the sum: FSDP2 hooks on a module's output, and an in-place op on a view would lose the hook.
+        return own.reshape(x.shape) + others.reshape(x.shape)
 
     def as_dtensor(self, name: str, local: Tensor) -> DTensor:
         """A local share, as the DTensor that all ranks' shares make up."""
@@ -221,9 +224,7 @@ def _check_arguments(moe: Any, mesh: Any, parameters: str, reduction: str) -> No
     if not isinstance(moe, DynamicMoE):
         raise ValueError(f"{op}: moe is a {type(moe).__name__}, must be a DynamicMoE")
     if isinstance(moe.gate_up_proj, DTensor):
-        raise ValueError(
-            f"{op}: moe has DTensor parameters, must not be distributed yet; shard it over data afterwards"
-        )
+        raise ValueError(f"{op}: moe has DTensor parameters, must not be distributed yet; shard it afterwards")
     if not isinstance(mesh, DeviceMesh):
         raise ValueError(f"{op}: mesh is a {type(mesh).__name__}, must be a DeviceMesh; make one with init_device_mesh")
     if mesh.ndim != 1:
@@ -233,10 +234,12 @@ def _check_arguments(moe: Any, mesh: Any, parameters: str, reduction: str) -> No
     device = moe.gate_up_proj.device.type
     if device not in (mesh.device_type, "meta"):
         raise ValueError(f"{op}: moe is on {device}, must be on the mesh's device ({mesh.device_type})")
-    if parameters not in get_args(Parameters):
-        raise ValueError(f"{op}: parameters is {parameters!r}, must be one of {get_args(Parameters)}")
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"{op}: gradient_reduction is {reduction!r}, must be one of {get_args(Reduction)}")
+    for name, value, options in (
+        ("parameters", parameters, get_args(Parameters)),
+        ("gradient_reduction", reduction, get_args(Reduction)),
+    ):
+        if value not in options:
+            raise ValueError(f"{op}: {name} is {value!r}, must be one of {options}")
     _check_agreement(moe, mesh, reduction)
 
 

@@ -6,6 +6,7 @@ import re
 import signal
 from pathlib import Path
 
+import parallel_failures as failures
 import parallel_training as training
 import parallel_workers as workers
 import pytest
@@ -33,8 +34,8 @@ def test_own_rows_run_while_others_travel(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("how", "code"), [("forward", -signal.SIGKILL), ("backward", -signal.SIGKILL), ("stall", 0)])
 def test_a_lost_rank_is_an_error(how: str, code: int, tmp_path: Path) -> None:
-    codes = launch(workers.loses_a_rank, 4, tmp_path, tmp_path, how, 4.0, timeout=30)
-    assert codes == [workers.RAISED, code, workers.RAISED, workers.RAISED]
+    codes = launch(failures.loses_a_rank, 4, tmp_path, tmp_path, how, 4.0, timeout=30)
+    assert codes == [failures.RAISED, code, failures.RAISED, failures.RAISED]
 
 
 # One expert leaves a rank without any, which FSDP2 cannot shard further (torch 2.13).
@@ -55,7 +56,7 @@ def test_documentation_runs(tmp_path: Path) -> None:
 
 
 def test_bad_input(tmp_path: Path) -> None:
-    assert launch(workers.refuses, 2, tmp_path) == [0, 0]
+    assert launch(failures.refuses, 2, tmp_path) == [0, 0]
 
 
 @pytest.mark.parametrize(

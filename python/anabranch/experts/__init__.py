@@ -1,5 +1,9 @@
 """The experts room: routers, their losses and schedules, grouped products and the expert FFN."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from anabranch.experts.expert_ffn import expert_ffn, grouped_lora
 from anabranch.experts.grouped_mm import grouped_mm
 from anabranch.experts.losses import (
@@ -20,8 +24,12 @@ from anabranch.experts.routers import (
 )
 from anabranch.experts.schedules import capacity_schedule
 
+if TYPE_CHECKING:
+    from anabranch.experts.parallel import ExpertParallel
+
 __all__ = [
     "DynamicMoE",
+    "ExpertParallel",
     "PackedExperts",
     "PercentileThreshold",
     "Routing",
@@ -40,3 +48,12 @@ __all__ = [
     "tsallis_loss",
     "z_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported above: torch.distributed.tensor takes a third of a second, and some builds of torch have none.
+    if name == "ExpertParallel":
+        from anabranch.experts.parallel import ExpertParallel
+
+        return ExpertParallel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

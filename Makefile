@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make wheel | make cpp-test | make clean
+# make demo | make test | make bench | make lint | make wheel | make cpp-test | make gpu | make clean
 #
 # Everything happens in .venv; nothing is installed outside it. TORCH and CUDA may be set:
 #   make test TORCH="torch==2.13.0" CUDA=OFF
@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test cpp-test lint wheel bench clean build
+.PHONY: demo test bench cpp-test lint wheel gpu clean build
 
 # Where Python has no venv module of its own (Debian splits it off), virtualenv makes the environment.
 $(VENV)/tools:
@@ -28,15 +28,20 @@ build: $(VENV)/tools
 demo: build
 	$(PY) -m anabranch demo
 
+bench: build
+	$(PY) -m anabranch bench
+
 test: build cpp-test
 	$(PY) -m pytest tests
 
-# The C++ tests: the GEMM core on every instruction set, and the CUDA kernels on the host harness.
+# The C++ tests: the GEMM core on every instruction set, and the CUDA kernels on the host harness. SANITIZE=address,undefined
+# or SANITIZE=thread builds them beside, with those sanitizers.
+CPP_BUILD = build/cpp$(if $(SANITIZE),-sanitized)
 cpp-test: $(VENV)/tools
-	$(VENV)/bin/cmake -S . -B build/cpp -G Ninja -DANABRANCH_TESTS=ON -DANABRANCH_PYTHON=OFF \
+	$(VENV)/bin/cmake -S . -B $(CPP_BUILD) -G Ninja -DANABRANCH_TESTS=ON -DANABRANCH_PYTHON=OFF \
 	  -DANABRANCH_SANITIZE=$(SANITIZE) $(CMAKE_ARGS) > /dev/null
-	$(VENV)/bin/ninja -C build/cpp -j $(JOBS) --quiet
-	$(VENV)/bin/ctest --test-dir build/cpp --output-on-failure -j $(JOBS) --quiet
+	$(VENV)/bin/ninja -C $(CPP_BUILD) -j $(JOBS) --quiet
+	$(VENV)/bin/ctest --test-dir $(CPP_BUILD) --output-on-failure -j $(JOBS) --quiet
 
 lint: $(VENV)/tools
 	$(PIP) install "ruff==0.17.6" "clang-format==23.1.5" "mypy==2.4.1"
@@ -47,6 +52,10 @@ lint: $(VENV)/tools
 
 wheel: $(VENV)/tools
 	$(PIP) wheel --no-build-isolation --no-deps -C cmake.define.ANABRANCH_CUDA=$(CUDA) -w dist .
+
+# On a machine with a GPU, nvcc and a torch with CUDA: everything that only a GPU can say. Uses that machine's Python.
+gpu:
+	PYTHON=$(PYTHON) .ci/gpu
 
 clean:
 	rm -rf .venv build dist

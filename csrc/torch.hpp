@@ -38,6 +38,8 @@ inline const char* dtype_name(ScalarType type) {
       return "int32";
     case ScalarType::Long:
       return "int64";
+    case ScalarType::Char:
+      return "int8";
     case ScalarType::Bool:
       return "bool";
     default:

@@ -9,6 +9,55 @@
 
 namespace anabranch {
 
+inline void check_activation(const char* op, int64_t activation) {
+  check(activation >= 0 && activation < num_activations, op, ": activation is ", activation, ", must be in [0, ",
+        num_activations, ")");
+}
+
+/// The plan of an expert FFN as its ops take it: both ways round, with what its groups are.
+struct RoutedPlan {
+  const Tensor &group_offsets, &item_ids;
+  const std::optional<Tensor>& weights;
+  const Tensor &item_offsets, &entry_ids;
+  const std::optional<Tensor>& expert_widths;
+  int64_t num_zero, num_identity;
+
+  void check_all(const char* op, const Tensor& x, int64_t num_experts, int64_t out_features) const {
+    check(num_zero >= 0 && num_identity >= 0, op, ": zero_experts, identity_experts are ", num_zero, ", ", num_identity,
+          ", must not be negative");
+    check_plan(op, group_offsets, item_ids);
+    check_same_device(op, "group_offsets", group_offsets, "x", x);
+    check(group_offsets.size(0) - 1 == num_experts + num_zero + num_identity, op, ": the plan has ",
+          group_offsets.size(0) - 1,
+          " groups, must have num_experts + zero_experts + identity_experts = ", num_experts + num_zero + num_identity);
+    check_weights(op, weights, x, item_ids.size(0));
+    check_index_vector(op, "item_offsets", item_offsets, x.size(0) + 1);
+    check_index_vector(op, "entry_ids", entry_ids, item_ids.size(0));
+    check_same_device(op, "item_offsets", item_offsets, "x", x);
+    check_same_device(op, "entry_ids", entry_ids, "x", x);
+    if (expert_widths) {
+      check_index_vector(op, "expert_widths", *expert_widths, num_experts);
+      check_same_device(op, "expert_widths", *expert_widths, "x", x);
+    }
+    check(num_identity == 0 || x.size(1) == out_features, op, ": identity_experts is ", num_identity,
+          ", must be 0 where in_features = ", x.size(1), " and out_features = ", out_features, " differ");
+  }
+
+  /// CPU only: what the kernels would otherwise meet as an index out of range.
+  void check_contents(const char* op, int64_t num_items, int64_t intermediate) const {
+    const int64_t capacity = item_ids.size(0);
+    const int64_t entries = check_offsets(op, "group_offsets", group_offsets, capacity);
+    check_ids(op, "item_ids", data<int32_t>(item_ids), entries, num_items);
+    const int64_t by_item = check_offsets(op, "item_offsets", item_offsets, capacity);
+    check_ids(op, "entry_ids", data<int32_t>(entry_ids), by_item, entries);
+    for (int64_t g = 0; expert_widths && g < expert_widths->size(0); ++g) {
+      const int32_t width = data<int32_t>(*expert_widths)[g];
+      check(width >= 0 && width <= intermediate, op, ": expert_widths[", g, "] is ", width, ", must be in [0, ",
+            intermediate, "]");
+    }
+  }
+};
+
 /// Arguments of expert_ffn, expert_ffn_inference and expert_ffn_backward, in the order of their schemas.
 struct ExpertFfnArguments {
   Tensor x, gate_up_proj;
@@ -31,6 +80,9 @@ struct ExpertFfnArguments {
   int64_t out_features() const { return down_proj.size(transposed ? 2 : 1); }
   int64_t capacity() const { return item_ids.size(0); }
   ScalarType dtype() const { return x.scalar_type(); }
+  RoutedPlan routed_plan() const {
+    return {group_offsets, item_ids, weights, item_offsets, entry_ids, expert_widths, num_zero, num_identity};
+  }
 
   void check_all(const char* op) const;
   /// As check_all found them valid, with every tensor but the projections in one row-major block.
@@ -89,10 +141,7 @@ inline void ExpertFfnArguments::check_all(const char* op) const {
   check_dim(op, "x", x, 2);
   check_dim(op, "gate_up_proj", gate_up_proj, 3);
   check_dim(op, "down_proj", down_proj, 3);
-  check(activation >= 0 && activation < num_activations, op, ": activation is ", activation, ", must be in [0, ",
-        num_activations, ")");
-  check(num_zero >= 0 && num_identity >= 0, op, ": zero_experts, identity_experts are ", num_zero, ", ", num_identity,
-        ", must not be negative");
+  check_activation(op, activation);
   const int64_t experts = num_experts(), rows = num_parts() * intermediate();
   check_dtype(op, "gate_up_proj", gate_up_proj, dtype());
   check_dtype(op, "down_proj", down_proj, dtype());
@@ -118,27 +167,12 @@ inline void ExpertFfnArguments::check_all(const char* op) const {
     check_dtype(op, "down_bias", *down_bias, dtype());
     check_tensor(op, "down_bias", *down_bias, {experts, out_features()}, "(num_experts, out_features)");
   }
-  check_plan(op, group_offsets, item_ids);
-  check_same_device(op, "group_offsets", group_offsets, "x", x);
-  check(group_offsets.size(0) - 1 == experts + num_zero + num_identity, op, ": the plan has ",
-        group_offsets.size(0) - 1,
-        " groups, must have num_experts + zero_experts + identity_experts = ", experts + num_zero + num_identity);
-  check_weights(op, weights, x, capacity());
-  check_index_vector(op, "item_offsets", item_offsets, num_items() + 1);
-  check_index_vector(op, "entry_ids", entry_ids, capacity());
-  check_same_device(op, "item_offsets", item_offsets, "x", x);
-  check_same_device(op, "entry_ids", entry_ids, "x", x);
-  if (expert_widths) {
-    check_index_vector(op, "expert_widths", *expert_widths, experts);
-    check_same_device(op, "expert_widths", *expert_widths, "x", x);
-  }
+  routed_plan().check_all(op, x, experts, out_features());
   if (frozen_experts) {
     check_dtype(op, "frozen_experts", *frozen_experts, ScalarType::Bool);
     check_tensor(op, "frozen_experts", *frozen_experts, {experts}, "(num_experts,)");
     check(frozen_experts->is_contiguous(), op, ": frozen_experts is not contiguous, must be; call .contiguous()");
   }
-  check(num_identity == 0 || in_features() == out_features(), op, ": identity_experts is ", num_identity,
-        ", must be 0 where in_features = ", in_features(), " and out_features = ", out_features(), " differ");
   check_capacity(op, rows * 2, experts, num_items());
 }
 

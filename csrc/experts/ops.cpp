@@ -8,22 +8,9 @@
 namespace anabranch {
 namespace {
 
-/// CPU only: what the kernels would otherwise meet as an index out of range.
-void check_plan_contents(const char* op, const ExpertFfnArguments& in) {
-  const int64_t entries = check_offsets(op, "group_offsets", in.group_offsets, in.capacity());
-  check_ids(op, "item_ids", data<int32_t>(in.item_ids), entries, in.num_items());
-  const int64_t by_item = check_offsets(op, "item_offsets", in.item_offsets, in.capacity());
-  check_ids(op, "entry_ids", data<int32_t>(in.entry_ids), by_item, entries);
-  for (int64_t g = 0; in.expert_widths && g < in.num_experts(); ++g) {
-    const int32_t width = data<int32_t>(*in.expert_widths)[g];
-    check(width >= 0 && width <= in.intermediate(), op, ": expert_widths[", g, "] is ", width, ", must be in [0, ",
-          in.intermediate(), "]");
-  }
-}
-
 Tensor run_expert_ffn(const char* op, const ExpertFfnArguments& given, const std::optional<Tensor>& pre_activation) {
   given.check_all(op);
-  check_plan_contents(op, given);
+  given.routed_plan().check_contents(op, given.num_items(), given.intermediate());
   const ExpertFfnArguments in = given.with_contiguous_rows();
   const Tensor y = empty_on(in.x, {in.num_items(), in.out_features()}, in.dtype());
   dispatch_floating(in.dtype(), [&]<class T>(Type<T>) {
@@ -48,7 +35,7 @@ ExpertFfnGradientTensors::Tuple expert_ffn_backward(const Tensor& dy_in, const T
   constexpr const char* op = "expert_ffn_backward";
   const ExpertFfnArguments given ANABRANCH_EXPERT_FFN_ARGUMENTS;
   given.check_all(op);
-  check_plan_contents(op, given);
+  given.routed_plan().check_contents(op, given.num_items(), given.intermediate());
   check_expert_ffn_backward(op, given, dy_in, pre_activation_in);
   const ExpertFfnArguments in = given.with_contiguous_rows();
   const Tensor dy = as_contiguous(dy_in), pre_activation = as_contiguous(pre_activation_in);

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
-from torch.library import opcheck
 
 from anabranch import Plan, plan
 from anabranch.experts import expert_ffn, grouped_lora
@@ -262,25 +261,6 @@ def test_compiles_whole() -> None:
     assert torch.equal(compiled(*arguments), step(*arguments))
     compiled(*arguments).sum().backward()
     assert gate_up.grad is not None
-
-
-def test_opcheck() -> None:
-    mask = torch.ones(4, 3, dtype=torch.bool)
-    routed = plan.from_mask(mask, torch.rand(4, 3))
-    by_item = routed.transpose()
-    x, gate_up, down = torch.randn(4, 5), torch.randn(3, 8, 5), torch.randn(3, 5, 4)
-    for tensor in (x, gate_up, down):
-        tensor.requires_grad_()
-    biases = torch.randn(3, 8).requires_grad_(), torch.randn(3, 5).requires_grad_()
-    weights = routed.weights.detach().requires_grad_()
-    arguments = (x, gate_up, biases[0], down, biases[1], routed.group_offsets, routed.item_ids, weights)
-    arguments += (by_item.item_offsets, by_item.entry_ids, None, None, 1, True, False, False, 0, 0)
-    opcheck(torch.ops.anabranch.expert_ffn, arguments)
-    detached = [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
-    opcheck(torch.ops.anabranch.expert_ffn_inference, detached)
-    _, pre_activation = torch.ops.anabranch.expert_ffn(*detached)
-    backward = (torch.randn(4, 5), pre_activation, *detached, 63)
-    opcheck(torch.ops.anabranch.expert_ffn_backward, backward)
 
 
 @pytest.mark.cpu

@@ -7,7 +7,6 @@ import itertools
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
-from torch.library import opcheck
 
 from anabranch.experts import grouped_mm
 
@@ -107,13 +106,6 @@ def test_same_for_every_thread_count() -> None:
     torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
-
-
-def test_opcheck() -> None:
-    x, w = torch.randn(5, 4, requires_grad=True), torch.randn(2, 4, 3, requires_grad=True)
-    bias = torch.randn(2, 3, requires_grad=True)
-    opcheck(torch.ops.anabranch.grouped_mm, (x, w, int32([0, 2, 4]), bias))
-    opcheck(torch.ops.anabranch.grouped_mm_dw, (x, torch.randn(5, 3, requires_grad=True), int32([0, 2, 4])))
 
 
 @pytest.mark.cpu

@@ -7,11 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
-from torch.library import opcheck
 
 from anabranch import Plan, plan
-
-ops = torch.ops.anabranch
 
 
 def expected_entries(pairs: list[tuple[int, int]], num_groups: int) -> list[tuple[int, int, int]]:
@@ -128,30 +125,6 @@ def test_gradients_of_weights_and_rows() -> None:
     assert gradgradcheck(through, (x, weights))
     compiled = torch.compile(through, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x, weights), through(x, weights))
-
-
-def test_opcheck() -> None:
-    built, _ = small_plan(torch.float32)
-    by_item = built.transpose()
-    indices = torch.randint(0, 4, (6, 2))
-    x = torch.randn(5, 3, requires_grad=True)
-    values = torch.randn(built.capacity, 3, requires_grad=True)
-    weights = built.weights.detach().requires_grad_()
-    plan_parts, item_parts = (built.group_offsets, built.item_ids), (by_item.item_offsets, by_item.entry_ids)
-    opcheck(ops.plan_from_top_k, (indices, 3))
-    opcheck(ops.plan_from_mask, (torch.rand(4, 3) < 0.5, 12))
-    opcheck(ops.plan_from_pairs, (torch.tensor([2, 0]).int(), torch.tensor([1, 1]).int(), 3, 2))
-    opcheck(ops.plan_transpose, (*plan_parts, 5))
-    opcheck(ops.plan_select, (x, torch.tensor([3, -1, 0]).int()))
-    opcheck(ops.plan_select_backward, (torch.randn(3, requires_grad=True), torch.tensor([3, -1, 0]).int(), 9))
-    opcheck(ops.plan_gather, (x, weights, *plan_parts, *item_parts))
-    opcheck(ops.plan_combine, (values, weights, *item_parts, *plan_parts))
-    opcheck(ops.plan_row_dot, (values, x, *plan_parts, *item_parts))
-    for reduction in range(4):
-        opcheck(ops.plan_segment_reduce, (values, built.group_offsets, reduction))
-        out, arg = ops.plan_segment_reduce(values, built.group_offsets, reduction)
-        dout = torch.randn_like(out).requires_grad_()
-        opcheck(ops.plan_segment_reduce_backward, (dout, arg, built.group_offsets, built.capacity, reduction))
 
 
 @pytest.mark.cpu

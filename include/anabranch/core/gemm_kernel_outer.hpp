@@ -28,7 +28,7 @@ struct OuterSums {
 
   /// Asks for c early: its lines are needed at the end.
   [[gnu::always_inline]] explicit OuterSums(const OuterTile<Lanes>& tile) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
@@ -40,7 +40,7 @@ struct OuterSums {
 
   [[gnu::always_inline]] void add_product(const typename Lanes::Packed* a,
                                           const typename Lanes::Vector (&row)[vectors]) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const typename Lanes::Vector element = Lanes::broadcast(a + i);
 #pragma GCC unroll 4
@@ -52,7 +52,7 @@ struct OuterSums {
     const int64_t c_stride = tile.c_stride, last_columns = tile.last_columns;
     const bool accumulate = tile.accumulate;
     typename Lanes::Sum* c = tile.c;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
@@ -130,17 +130,17 @@ struct InPlaceTile : OuterTile<Lanes> {
   }
 };
 
-/// Runs the instance for `rows` in [1, Lanes::rows] and `vectors` in [1, Lanes::vectors].
-template <class Lanes, class Tile>
+/// Runs the instance for `rows` in [1, max_rows] and `vectors` in [1, max_vectors].
+template <class Lanes, class Tile, int max_rows = Lanes::rows, int max_vectors = Lanes::vectors>
 void multiply_outer(int64_t rows, int64_t vectors, const Tile& tile) {
   using Function = void (*)(const Tile&);
   static constexpr auto table = []<int... index>(std::integer_sequence<int, index...>) {
     struct {
       Function function[sizeof...(index)];
-    } result{{Tile::template multiply<index / Lanes::vectors + 1, index % Lanes::vectors + 1>...}};
+    } result{{Tile::template multiply<index / max_vectors + 1, index % max_vectors + 1>...}};
     return result;
-  }(std::make_integer_sequence<int, Lanes::rows * Lanes::vectors>());
-  table.function[(rows - 1) * Lanes::vectors + vectors - 1](tile);
+  }(std::make_integer_sequence<int, max_rows * max_vectors>());
+  table.function[(rows - 1) * max_vectors + vectors - 1](tile);
 }
 
 }  // namespace anabranch::detail

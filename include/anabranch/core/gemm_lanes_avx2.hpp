@@ -18,6 +18,8 @@ struct FloatLanes {
   static constexpr int group = 1;
   static constexpr int rows = 4;
   static constexpr int vectors = 3;
+  static constexpr int packed_rows = 6;
+  static constexpr int packed_vectors = 2;
 
   static __m256 widen(__m128i bits, const bfloat16*) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -40,6 +42,9 @@ struct FloatLanes {
 
   static __m256 load_input(const float* from) { return _mm256_loadu_ps(from); }
   static __m256 load_input(const float* from, int64_t count) { return _mm256_maskload_ps(from, mask(count)); }
+  static __m256 load_input(const int8_t* from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+  }
   template <class T>
   static __m256 load_input(const T* from) {
     return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), from);
@@ -100,6 +105,8 @@ struct DoubleLanes {
   static constexpr int group = 1;
   static constexpr int rows = 4;
   static constexpr int vectors = 3;
+  static constexpr int packed_rows = 6;
+  static constexpr int packed_vectors = 2;
 
   static __m256i mask(int64_t count) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));

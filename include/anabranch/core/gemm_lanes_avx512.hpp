@@ -18,6 +18,8 @@ struct FloatLanes {
   static constexpr int group = 1;
   static constexpr int rows = 8;
   static constexpr int vectors = 3;
+  static constexpr int packed_rows = 14;
+  static constexpr int packed_vectors = 2;
 
   static __m512 widen(__m256i bits, const bfloat16*) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -38,6 +40,9 @@ struct FloatLanes {
 
   static __m512 load_input(const float* from) { return _mm512_loadu_ps(from); }
   static __m512 load_input(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), from); }
+  static __m512 load_input(const int8_t* from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
   template <class T>
   static __m512 load_input(const T* from) {
     return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), from);
@@ -98,6 +103,8 @@ struct DoubleLanes {
   static constexpr int group = 1;
   static constexpr int rows = 8;
   static constexpr int vectors = 3;
+  static constexpr int packed_rows = 14;
+  static constexpr int packed_vectors = 2;
 
   static __mmask8 mask(int64_t count) { return static_cast<__mmask8>(count >= 8 ? 0xff : (1u << count) - 1); }
 

@@ -19,6 +19,8 @@ struct Bfloat16PairLanes {
   static constexpr int group = 2;
   static constexpr int rows = 8;
   static constexpr int vectors = 3;
+  static constexpr int packed_rows = 14;
+  static constexpr int packed_vectors = 2;
 
   static __mmask16 mask(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
 
@@ -27,7 +29,12 @@ struct Bfloat16PairLanes {
   static __m512 zero() { return _mm512_setzero_ps(); }
   static __m512i load(const uint32_t* from) { return _mm512_loadu_si512(from); }
   static void store(uint32_t* to, __m512i v) { _mm512_storeu_si512(to, v); }
-  static __m512i broadcast(const uint32_t* from) { return _mm512_set1_epi32(static_cast<int>(*from)); }
+  /// The pair may lie in a row of bfloat16, at any address.
+  static __m512i broadcast(const uint32_t* from) {
+    int pair;
+    __builtin_memcpy(&pair, from, sizeof(pair));
+    return _mm512_set1_epi32(pair);
+  }
 
   static __m512i load_input(const bfloat16* from) { return _mm512_loadu_si512(from); }
   static __m512i load_input(const bfloat16* from, int64_t count) {

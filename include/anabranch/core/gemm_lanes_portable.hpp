@@ -4,6 +4,7 @@
 //   Packed      element of a packed panel; it holds `group` consecutive k
 //   Vector      `width` of them; SumVector: `width` sums
 //   rows, vectors   the register tile: rows x (vectors * width) sums
+//   packed_rows, packed_vectors  that of a B packed beforehand: taller, so that B is read once for as many rows as fit
 //   load_input(pointer[, count])  `width * group` (or fewer, then zeros) inputs of any T, consecutive in memory
 //   load_across(pointers, count)  the same for `width` columns of `group` rows
 //   in_register(v)  v, loaded once however often it is used: GCC would repeat the load in every multiply_add
@@ -26,6 +27,8 @@ struct Lanes {
   static constexpr int group = 1;
   static constexpr int rows = width < 4 ? width : 4;
   static constexpr int vectors = 2;
+  static constexpr int packed_rows = rows;
+  static constexpr int packed_vectors = 2;
   typedef Real Vector __attribute__((vector_size(16)));
   using SumVector = Vector;
 

@@ -232,10 +232,9 @@ void expert_ffn_backward_cpu(const ExpertFfn<T>& ffn, const T* dy, const T* pre_
   using Sum = accumulate_t<T>;
   const auto chunks = detail::row_chunks(ffn.group_offsets, ffn.num_experts, detail::ffn_tile_rows);
   const int64_t routed = ffn.group_offsets[ffn.num_experts], inner = ffn.intermediate;
-  const auto hidden_bytes = detail::aligned_bytes(routed * inner * sizeof(T));
-  const auto dpre_bytes = detail::aligned_bytes(routed * ffn.num_parts() * inner * sizeof(T));
-  const auto dots_bytes =
-      detail::aligned_bytes(routed * detail::ceil_div(inner, detail::ffn_tile_columns) * sizeof(Sum));
+  const auto hidden_bytes = aligned_bytes(routed * inner * sizeof(T));
+  const auto dpre_bytes = aligned_bytes(routed * ffn.num_parts() * inner * sizeof(T));
+  const auto dots_bytes = aligned_bytes(routed * detail::ceil_div(inner, detail::ffn_tile_columns) * sizeof(Sum));
   const detail::HiddenGradients<T> hidden{reinterpret_cast<T*>(hidden_bytes.get()),
                                           reinterpret_cast<T*>(dpre_bytes.get())};
   Sum* const partial_dots = reinterpret_cast<Sum*>(dots_bytes.get());

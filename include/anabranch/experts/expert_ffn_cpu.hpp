@@ -7,13 +7,15 @@
 //    up its entries in order. The block keeps the sums small enough to stay near the cores at any number of entries.
 //
 // Bytes: the touched experts' matrices once per chunk, x once per block of features from cache, hidden twice, sums
-// twice. At one row per expert this streams the weights; from about 100 rows the products bound it.
+// twice. At one row per expert this streams the weights; from about 100 rows the products bound it. The weights may be
+// packed beforehand (packed_experts.hpp): then they are read front to back and never rearranged.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
 #include "anabranch/experts/expert_ffn.hpp"
+#include "anabranch/experts/packed_experts.hpp"
 #include "anabranch/experts/row_chunks.hpp"
 #include "anabranch/experts/row_kernels.hpp"
 
@@ -22,17 +24,9 @@ namespace anabranch {
 namespace detail {
 
 inline constexpr int64_t ffn_tile_rows = 256;
-inline constexpr int64_t ffn_tile_features = 96;     // intermediate features: gate and up make 192 columns
-inline constexpr int64_t ffn_tile_columns = 192;     // output features of one tile
+inline constexpr int64_t ffn_tile_features = packed_gate_up_features;  // gate and up make 192 columns
+inline constexpr int64_t ffn_tile_columns = packed_down_features;      // output features of one tile
 inline constexpr int64_t ffn_sums_bytes = 32 << 20;  // budget for the sums of one block of output features
-
-/// Rows of gate_up that hold features first .. first + count: the gate's, then the up half's.
-template <class T>
-void gate_up_rows(const ExpertFfn<T>& ffn, int64_t first, int64_t count, int32_t* rows) {
-  for (int64_t part = 0; part < ffn.num_parts(); ++part) {
-    for (int64_t j = 0; j < count; ++j) *rows++ = static_cast<int32_t>(ffn.gate_up_row(part, first + j));
-  }
-}
 
 /// Output features per block so that `entries` rows of sums fit the budget; a multiple of the tile.
 template <class Sum>
@@ -69,8 +63,81 @@ void combine_block(const ExpertFfn<T>& ffn, const accumulate_t<T>* weights, cons
   });
 }
 
+/// The two products of a tile on weights as they came.
 template <class T>
-void gate_up_and_activate(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks, T* hidden, T* pre_activation) {
+struct StridedProducts {
+  using Sum = accumulate_t<T>;
+  const ExpertFfn<T>& ffn;
+
+  /// x of the chunk's rows times intermediate features first .. first + count: tile [rows][parts][features], of which
+  /// the first `count` features of each part are wanted. Returns `features`.
+  int64_t gate_up(const RowChunk& chunk, int64_t first, int64_t count, const Scratch<Sum>& scratch) const {
+    const int64_t parts = ffn.num_parts();
+    int32_t row_ids[2 * ffn_tile_features];
+    for (int64_t part = 0; part < parts; ++part) {
+      for (int64_t j = 0; j < count; ++j) {
+        row_ids[part * count + j] = static_cast<int32_t>(ffn.gate_up_row(part, first + j));
+      }
+    }
+    const GemmOperand<T> a{ffn.x, ffn.in_features, 1, ffn.item_ids + chunk.begin};
+    const GemmOperand<T> b{ffn.gate_up.weight + chunk.group * ffn.gate_up.expert_stride, ffn.gate_up.out_stride,
+                           ffn.gate_up.in_stride, row_ids};
+    gemm(chunk.size(), parts * count, ffn.in_features, a, b, scratch.tile, parts * count, false, scratch.workspace);
+    return count;
+  }
+
+  /// hidden of the chunk's rows times output features column .. column + count, a tile's worth.
+  void down(const RowChunk& chunk, int64_t column, int64_t count, const T* hidden, Sum* out, int64_t out_stride,
+            void* workspace) const {
+    const GemmOperand<T> a{hidden + chunk.begin * ffn.intermediate, ffn.intermediate, 1};
+    const GemmOperand<T> b{ffn.down.weight + chunk.group * ffn.down.expert_stride + column * ffn.down.out_stride,
+                           ffn.down.out_stride, ffn.down.in_stride};
+    gemm(chunk.size(), count, ffn.width(chunk.group), a, b, out, out_stride, false, workspace);
+  }
+};
+
+/// The same on packed weights; a narrow expert's whole block of features is multiplied.
+template <class T, class Stored>
+struct PackedProducts {
+  using Sum = accumulate_t<T>;
+  const ExpertFfn<T>& ffn;
+  const PackedExperts<T, Stored>& packed;
+  PackedLinearShape gate_up_shape = packed_gate_up_shape(ffn.num_parts(), ffn.intermediate, ffn.in_features);
+  PackedLinearShape down_shape = packed_down_shape(ffn.out_features, ffn.intermediate);
+  PackedGemmKernels<T, Stored> kernels = packed_gemm_kernels<T, Stored>(packed.isa);
+  RowKernels<T> rows = row_kernels<T>();
+
+  int64_t gate_up(const RowChunk& chunk, int64_t first, int64_t, const Scratch<Sum>& scratch) const {
+    const int64_t block = first / ffn_tile_features, parts = ffn.num_parts();
+    const int64_t features = gate_up_shape.block_features(block), columns = parts * features;
+    const Stored* b =
+        packed.gate_up + chunk.group * gate_up_shape.expert_elements() + gate_up_shape.block_offset(block);
+    const GemmOperand<T> a{ffn.x, ffn.in_features, 1, ffn.item_ids + chunk.begin};
+    kernels.multiply(
+        {chunk.size(), columns, ffn.in_features, a, b, ffn.in_features, scratch.tile, columns, scratch.workspace});
+    for (int64_t i = 0; packed.gate_up_scales && i < chunk.size() * parts; ++i) {
+      const int64_t part = i % parts;
+      rows.scale(features, packed.gate_up_scales + (chunk.group * parts + part) * ffn.intermediate + first,
+                 scratch.tile + i * features);
+    }
+    return features;
+  }
+
+  void down(const RowChunk& chunk, int64_t column, int64_t count, const T* hidden, Sum* out, int64_t out_stride,
+            void* workspace) const {
+    const Stored* b =
+        packed.down + chunk.group * down_shape.expert_elements() + down_shape.block_offset(column / ffn_tile_columns);
+    const GemmOperand<T> a{hidden + chunk.begin * ffn.intermediate, ffn.intermediate, 1};
+    kernels.multiply({chunk.size(), count, ffn.width(chunk.group), a, b, ffn.intermediate, out, out_stride, workspace});
+    for (int64_t i = 0; packed.down_scales && i < chunk.size(); ++i) {
+      rows.scale(count, packed.down_scales + chunk.group * ffn.out_features + column, out + i * out_stride);
+    }
+  }
+};
+
+template <class T, class Products>
+void gate_up_and_activate(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks, const Products& products,
+                          T* hidden, T* pre_activation) {
   using Sum = accumulate_t<T>;
   const auto rows = row_kernels<T>();
   const int64_t parts = ffn.num_parts(), blocks = ceil_div(ffn.intermediate, ffn_tile_features);
@@ -81,30 +148,26 @@ void gate_up_and_activate(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& 
     const int64_t first = tile % blocks * ffn_tile_features;
     const int64_t count = std::min(ffn_tile_features, ffn.width(chunk.group) - first);
     if (count <= 0) return;
-    const int64_t columns = parts * count;
-    int32_t row_ids[2 * ffn_tile_features];
-    gate_up_rows(ffn, first, count, row_ids);
     const auto scratch = Scratch<Sum>::of_this_thread(ffn_tile_rows * ffn_tile_columns);
+    const int64_t features = products.gate_up(chunk, first, count, scratch);
     const T* bias = ffn.gate_up.bias ? ffn.gate_up.bias + chunk.group * parts * ffn.intermediate : nullptr;
-    const GemmOperand<T> a{ffn.x, ffn.in_features, 1, ffn.item_ids + chunk.begin};
-    const GemmOperand<T> b{ffn.gate_up.weight + chunk.group * ffn.gate_up.expert_stride, ffn.gate_up.out_stride,
-                           ffn.gate_up.in_stride, row_ids};
-    gemm(chunk.size(), columns, ffn.in_features, a, b, scratch.tile, columns, false, scratch.workspace);
     for (int64_t i = 0; i < chunk.size(); ++i) {
-      Sum* gate = scratch.tile + i * columns;
-      for (int64_t c = 0; bias && c < columns; ++c) gate[c] += static_cast<Sum>(bias[row_ids[c]]);
+      Sum* gate = scratch.tile + i * parts * features;
       const int64_t e = chunk.begin + i;
-      for (int64_t part = 0; pre_activation && part < parts; ++part) {
-        rows.store(count, gate + part * count, pre_activation + (e * parts + part) * ffn.intermediate + first);
+      for (int64_t part = 0; part < parts; ++part) {
+        Sum* half = gate + part * features;
+        for (int64_t j = 0; bias && j < count; ++j) half[j] += static_cast<Sum>(bias[ffn.gate_up_row(part, first + j)]);
+        if (pre_activation) rows.store(count, half, pre_activation + (e * parts + part) * ffn.intermediate + first);
       }
-      const Sum* up = ffn.gated ? gate + count : nullptr;
-      rows.activate(ffn.activation, count, gate, up, hidden + e * ffn.intermediate + first);
+      rows.activate(ffn.activation, count, gate, ffn.gated ? gate + features : nullptr,
+                    hidden + e * ffn.intermediate + first);
     }
   });
 }
 
-template <class T>
-void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks, const T* hidden, T* y) {
+template <class T, class Products>
+void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks, const Products& products,
+                      const T* hidden, T* y) {
   using Sum = accumulate_t<T>;
   const auto rows = row_kernels<T>();
   const int64_t routed = ffn.group_offsets[ffn.num_experts];
@@ -119,12 +182,8 @@ void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chun
       const RowChunk& chunk = chunks[tile / tiles];
       const int64_t column = tile % tiles * ffn_tile_columns, count = std::min(ffn_tile_columns, width - column);
       const auto scratch = Scratch<Sum>::of_this_thread(0);
-      const GemmOperand<T> a{hidden + chunk.begin * ffn.intermediate, ffn.intermediate, 1};
-      const GemmOperand<T> b{
-          ffn.down.weight + chunk.group * ffn.down.expert_stride + (first + column) * ffn.down.out_stride,
-          ffn.down.out_stride, ffn.down.in_stride};
       Sum* const out = sums + chunk.begin * width + column;
-      gemm(chunk.size(), count, ffn.width(chunk.group), a, b, out, width, false, scratch.workspace);
+      products.down(chunk, first + column, count, hidden, out, width, scratch.workspace);
       for (int64_t i = 0; ffn.down.bias && i < chunk.size(); ++i) {
         rows.add(count, Sum(1), ffn.down.bias + chunk.group * ffn.out_features + first + column, out + i * width);
       }
@@ -133,17 +192,47 @@ void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chun
   }
 }
 
+template <class T, class Products>
+void expert_ffn_forward(const ExpertFfn<T>& ffn, const Products& products, T* y, T* pre_activation) {
+  const auto chunks = row_chunks(ffn.group_offsets, ffn.num_experts, ffn_tile_rows);
+  const auto bytes = aligned_bytes(ffn.group_offsets[ffn.num_experts] * ffn.intermediate * sizeof(T));
+  T* const hidden = reinterpret_cast<T*>(bytes.get());
+  gate_up_and_activate(ffn, chunks, products, hidden, pre_activation);
+  down_and_combine(ffn, chunks, products, hidden, y);
+}
+
 }  // namespace detail
 
 /// expert_ffn_reference, up to rounding.
 template <class T>
 void expert_ffn_cpu(const ExpertFfn<T>& ffn, T* y, T* pre_activation) {
-  const auto chunks = detail::row_chunks(ffn.group_offsets, ffn.num_experts, detail::ffn_tile_rows);
-  const int64_t routed = ffn.group_offsets[ffn.num_experts];
-  const auto bytes = detail::aligned_bytes(routed * ffn.intermediate * sizeof(T));
-  T* const hidden = reinterpret_cast<T*>(bytes.get());
-  detail::gate_up_and_activate(ffn, chunks, hidden, pre_activation);
-  detail::down_and_combine(ffn, chunks, hidden, y);
+  detail::expert_ffn_forward(ffn, detail::StridedProducts<T>{ffn}, y, pre_activation);
+}
+
+/// The same from packed weights; ffn's own are not read (its biases are).
+template <class T, class Stored>
+void expert_ffn_packed_cpu(const ExpertFfn<T>& ffn, const PackedExperts<T, Stored>& packed, T* y) {
+  detail::expert_ffn_forward(ffn, detail::PackedProducts<T, Stored>{ffn, packed}, y, static_cast<T*>(nullptr));
+}
+
+/// Packs num_experts matrices [parts * out, in]; row_of(part, j) is the row that holds feature j of a part.
+template <class T, class Stored, class RowOf>
+void pack_linear_cpu(const PackedLinearShape& shape, const ExpertLinear<const Stored>& linear, int64_t num_experts,
+                     RowOf row_of, CpuIsa isa, Stored* to) {
+  const auto kernels = packed_gemm_kernels<T, Stored>(isa);
+  const int64_t blocks = shape.num_blocks();
+  parallel_tiles(num_experts * blocks, workers_for(num_experts * blocks, 1), [&](int64_t tile, int) {
+    const int64_t g = tile / blocks, block = tile % blocks, features = shape.block_features(block);
+    std::vector<int32_t> rows(shape.parts * features);
+    for (int64_t i = 0; i < shape.parts * features; ++i) {
+      rows[i] = static_cast<int32_t>(row_of(i / features, block * shape.block + i % features));
+    }
+    Stored* const first = to + g * shape.expert_elements() + shape.block_offset(block);
+    Stored* const last = kernels.pack(
+        shape.parts * features, shape.in_features,
+        {linear.weight + g * linear.expert_stride, linear.out_stride, linear.in_stride, rows.data()}, first);
+    std::fill(last, first + shape.block_elements(block), Stored{});  // equal weights pack to equal bytes
+  });
 }
 
 }  // namespace anabranch

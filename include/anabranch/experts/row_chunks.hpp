@@ -4,11 +4,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "anabranch/core/gemm_cpu.hpp"
+#include "anabranch/core/memory.hpp"
 #include "anabranch/core/parallel.hpp"
 
 namespace anabranch::detail {
@@ -31,15 +30,6 @@ inline std::vector<RowChunk> row_chunks(const int32_t* offsets, int64_t num_grou
     }
   }
   return chunks;
-}
-
-struct AlignedDelete {
-  void operator()(std::byte* bytes) const { ::operator delete[](bytes, std::align_val_t{64}); }
-};
-using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
-
-inline AlignedBytes aligned_bytes(std::size_t size) {
-  return AlignedBytes(static_cast<std::byte*>(::operator new[](std::max<std::size_t>(size, 1), std::align_val_t{64})));
 }
 
 /// A worker's GEMM workspace and a tile of sums. Kept by the thread between calls, because a fresh megabyte per call

@@ -22,6 +22,8 @@ struct RowKernels {
   void (*add)(int64_t n, Sum weight, const T* row, Sum* sum);
   /// sum[j] += weight * row[j], of rows already in Sum.
   void (*add_sums)(int64_t n, Sum weight, const Sum* row, Sum* sum);
+  /// row[j] *= factors[j].
+  void (*scale)(int64_t n, const Sum* factors, Sum* row);
   /// <left, right>, in an order that depends on n alone.
   Sum (*dot)(int64_t n, const T* left, const T* right);
   /// hidden[j] = act(gate[j]) * (up ? up[j] : 1).

@@ -80,6 +80,10 @@ struct RowLoops {
     for (int64_t j = 0; j < n; ++j) sum[j] += weight * static_cast<Sum>(row[j]);
   }
 
+  static void scale(int64_t n, const Sum* __restrict factors, Sum* __restrict row) {
+    for (int64_t j = 0; j < n; ++j) row[j] *= factors[j];
+  }
+
   static Sum dot(int64_t n, const T* left, const T* right) {
     constexpr int lanes = 16;  // independent partial sums, so that the order is fixed and the loop still vectorises
     Sum partial[lanes] = {}, sum = 0;
@@ -136,7 +140,7 @@ template <CpuIsa isa, class T>
 RowKernels<T> row_kernels_for() {
   using Loops = detail::RowLoops<isa, T>;
   using Sum = accumulate_t<T>;
-  return {Loops::store, Loops::template add<T>, Loops::template add<Sum>,
+  return {Loops::store, Loops::template add<T>, Loops::template add<Sum>,    Loops::scale,
           Loops::dot,   Loops::activate_row,    Loops::activate_row_backward};
 }
 

@@ -126,9 +126,9 @@ __global__ void __launch_bounds__(kSortThreads)
 }
 
 /// `counts` and `totals` as sort_scan_kernel leaves them; not read if there is a single tile. `offsets`, if not null,
-/// receives where each digit begins, and the end.
+/// receives where each digit begins, and the end. Three blocks per SM: left to itself, ptxas spills for a fourth.
 template <class Keys, class Places>
-__global__ void __launch_bounds__(kSortThreads)
+__global__ void __launch_bounds__(kSortThreads, 3)
     sort_scatter_kernel(SortPass pass, Keys key_of, Places places, const int32_t* counts, const int32_t* totals,
                         int32_t* offsets) {
   SharedMemory shared;

@@ -1,5 +1,9 @@
 """The experts room: routers, their losses and schedules, grouped products and the expert FFN."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from anabranch.experts.expert_ffn import expert_ffn, grouped_lora
 from anabranch.experts.grouped_mm import grouped_mm
 from anabranch.experts.losses import (
@@ -10,6 +14,7 @@ from anabranch.experts.losses import (
     z_loss,
 )
 from anabranch.experts.modules import DynamicMoE, Routing
+from anabranch.experts.packed import PackedExperts, pack_experts
 from anabranch.experts.routers import (
     PercentileThreshold,
     route_percentile,
@@ -19,8 +24,13 @@ from anabranch.experts.routers import (
 )
 from anabranch.experts.schedules import capacity_schedule
 
+if TYPE_CHECKING:
+    from anabranch.experts.parallel import ExpertParallel
+
 __all__ = [
     "DynamicMoE",
+    "ExpertParallel",
+    "PackedExperts",
     "PercentileThreshold",
     "Routing",
     "capacity_schedule",
@@ -30,6 +40,7 @@ __all__ = [
     "grouped_lora",
     "grouped_mm",
     "load_balance_loss",
+    "pack_experts",
     "route_percentile",
     "route_top_k",
     "route_top_p",
@@ -37,3 +48,12 @@ __all__ = [
     "tsallis_loss",
     "z_loss",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Not imported above: torch.distributed.tensor takes a third of a second, and some builds of torch have none.
+    if name == "ExpertParallel":
+        from anabranch.experts.parallel import ExpertParallel
+
+        return ExpertParallel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -78,7 +77,7 @@ def expert_ffn(
         raise ValueError(
             f"expert_ffn: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, H) as the plan"
         )
-    out_dtype, dtype = x.dtype, _compute_dtype(x, gate_up_proj)
+    out_dtype, dtype = x.dtype, compute_dtype(x, gate_up_proj)
     by_item = plan.transpose()
     accumulate = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = [_cast(tensor, dtype) for tensor in (x, gate_up_proj, gate_up_bias, down_proj, down_bias)]
@@ -102,7 +101,8 @@ def expert_ffn(
         tensor is not None and tensor.requires_grad for tensor in (*tensors, plan.weights)
     )
     y = ops.expert_ffn(*arguments)[0] if needs_grad else ops.expert_ffn_inference(*arguments)
-    _record_cost(plan, gate_up_proj, down_proj, zero_experts + identity_experts)
+    per_expert = gate_up_proj.shape[1:].numel() + down_proj.shape[1:].numel()
+    record_cost(plan, gate_up_proj.shape[0], per_expert, gate_up_proj.element_size(), zero_experts + identity_experts)
     return y.to(out_dtype)
 
 
@@ -141,7 +141,8 @@ def grouped_lora(
     return expert_ffn(x, lora_a, lora_b, plan, activation="identity", gated=False, frozen_experts=frozen_experts)
 
 
-def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype that `expert_ffn` works in: the weights', or autocast's."""
     if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64:
         return torch.get_autocast_dtype(x.device.type)
     return weight.dtype
@@ -151,16 +152,15 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def _record_cost(plan: Plan, gate_up_proj: Tensor, down_proj: Tensor, null_experts: int) -> None:
-    num_experts = gate_up_proj.shape[0]
-    per_expert = math.prod(gate_up_proj.shape[1:]) + math.prod(down_proj.shape[1:])
+def record_cost(plan: Plan, num_experts: int, weights_per_expert: int, element_size: int, null_experts: int) -> None:
+    """Tells the meters of one expert FFN over `plan`."""
     record(
         "expert_ffn",
         dense_rows=plan.num_items * (plan.num_groups - null_experts),
-        flops_per_row=2 * per_expert,
+        flops_per_row=2 * weights_per_expert,
         group_offsets=plan.group_offsets,
         num_groups=num_experts,
-        bytes_per_group=per_expert * gate_up_proj.element_size(),
+        bytes_per_group=weights_per_expert * element_size,
     )
 
 

@@ -46,7 +46,8 @@ def load_balance_loss(logits: Tensor, plan: Plan, *, score: Score = "softmax") -
         score: "sigmoid" takes sigmoids divided by their sum over a token's experts as its probabilities.
 
     Raises:
-        ValueError: wrong shape or dtype, a plan of other sizes, unknown `score`, NaN (CPU, eager).
+        ValueError: wrong shape or dtype, a plan of other sizes or on another device, unknown `score`, NaN (CPU,
+            eager).
     """
     op = "load_balance_loss"
     check_score(op, score)
@@ -70,7 +71,8 @@ def dynmole_balance_loss(logits: Tensor, plan: Plan) -> Tensor:
         plan: T items, E groups, with weights.
 
     Raises:
-        ValueError: wrong shape or dtype, a plan of other sizes or without weights, NaN (CPU, eager).
+        ValueError: wrong shape or dtype, a plan of other sizes, on another device or without weights, NaN (CPU,
+            eager).
     """
     op = "dynmole_balance_loss"
     scores = score_logits(op, logits)
@@ -148,3 +150,5 @@ def _check_plan(op: str, scores: Tensor, plan: Plan) -> None:
             f"{op}: plan has {plan.num_items} items and {plan.num_groups} groups, must be made from logits of "
             f"shape {tuple(scores.shape)}; pass the logits that were routed"
         )
+    if plan.device != scores.device:
+        raise ValueError(f"{op}: plan is on {plan.device}, must be on {scores.device} like logits; route on one device")

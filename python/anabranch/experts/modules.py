@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from anabranch.experts.expert_ffn import Activation, expert_ffn
+from anabranch.experts.packed import PackedCache, PackedExperts
 from anabranch.plan import Plan
 
 
@@ -45,6 +46,8 @@ class DynamicMoE(nn.Module):
     The router's linear layer has no bias and its logits are computed in float32, because a choice made in bfloat16
     flips with rounding. Its gradient comes through the weights of the pairs that ran and nothing else; add a loss of
     `anabranch.experts` on the returned `Routing` to balance the experts.
+
+    `pack()` makes inference on the CPU use packed weights (`pack_experts`), at the price of a second copy of them.
 
     Weights: `gate_up_proj [E, 2I, H]` (`[E, I, H]` if not gated), `down_proj [E, H, I]`, as in transformers.
     """
@@ -92,7 +95,29 @@ class DynamicMoE(nn.Module):
         self.down_bias = (
             nn.Parameter(torch.empty(num_experts, hidden_size, device=device, dtype=dtype)) if bias else None
         )
+        self._cache: PackedCache | None = None
         self.reset_parameters()
+
+    def pack(self, weight_dtype: torch.dtype | None = None) -> None:
+        """From now on calls that need no gradient run on packed weights where these lie on the CPU.
+
+        Packing happens in the first such call, and again after the weights have changed (assigned, moved, or written in
+        place as optimizers and `load_state_dict` do; writes through `.data` are not seen). `weight_dtype` is that of
+        `pack_experts`. The packed copy is not in the state dict.
+
+        Raises:
+            ValueError: in that call, what `pack_experts` raises.
+        """
+        self._cache = PackedCache(weight_dtype)
+
+    def unpack(self) -> None:
+        """Back to the weights themselves; frees the packed copy."""
+        self._cache = None
+
+    @property
+    def packed(self) -> PackedExperts | None:
+        """The packed copy, once a call has made it."""
+        return None if self._cache is None else self._cache.packed
 
     def reset_parameters(self) -> None:
         """Uniform in ±1/sqrt(features in), as `nn.Linear`, for every expert and bias."""
@@ -113,18 +138,31 @@ class DynamicMoE(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             logits = nn.functional.linear(hidden.float(), self.gate.weight.float())
         plan = self.router(logits)
-        y = expert_ffn(
-            hidden,
-            self.gate_up_proj,
-            self.down_proj,
-            plan,
-            gate_up_bias=self.gate_up_bias,
-            down_bias=self.down_bias,
-            activation=self.activation,
-            gated=self.gated,
-            zero_experts=self.zero_experts,
-            identity_experts=self.identity_experts,
-        ).reshape(x.shape)
+        if self._cache is not None and self._cache.applies(self.gate_up_proj):
+            packed = self._cache.get(
+                self.gate_up_proj, self.down_proj, self.gate_up_bias, self.down_bias, gated=self.gated
+            )
+            y = packed(
+                hidden,
+                plan,
+                activation=self.activation,
+                zero_experts=self.zero_experts,
+                identity_experts=self.identity_experts,
+            )
+        else:
+            y = expert_ffn(
+                hidden,
+                self.gate_up_proj,
+                self.down_proj,
+                plan,
+                gate_up_bias=self.gate_up_bias,
+                down_bias=self.down_bias,
+                activation=self.activation,
+                gated=self.gated,
+                zero_experts=self.zero_experts,
+                identity_experts=self.identity_experts,
+            )
+        y = y.reshape(x.shape)
         return (y, Routing(logits, plan)) if return_routing else y
 
     def extra_repr(self) -> str:

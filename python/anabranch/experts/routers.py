@@ -61,8 +61,8 @@ def route_top_k(logits: Tensor, k: int, *, score: Score = "softmax", renormalize
 
     Returns:
         A plan of E groups, T items and capacity `T * k`; weights float32 (float64 for float64). Its gradient
-        reaches
-        the router as the module says: through kept weights, and with raw softmax through its normalisation.
+        reaches the router as the module says: through kept weights, and with raw softmax through its
+        normalisation.
 
     Raises:
         ValueError: wrong shape or dtype, `k` out of range, unknown `score`, NaN (CPU, eager).
@@ -211,18 +211,19 @@ def route_percentile(
         Its gradient reaches the router as the module says; the threshold gets none.
 
     Raises:
-        ValueError: wrong shape or dtype, an argument out of range, both or neither of `q` and `threshold`,
-        NaN (CPU,
-            eager).
+        ValueError: wrong shape or dtype, an argument out of range, both or neither of `q` and `threshold`, a
+            threshold on another device, NaN (CPU, eager).
     """
     op = "route_percentile"
     check_score(op, score)
     if (q is None) == (threshold is None):
-        raise ValueError(f"{op}: q is {q} and threshold is {threshold}, must be one given and the other None")
+        # The threshold's value is not printed: on a GPU that would stall the stream.
+        given = "None" if threshold is None else "given"
+        raise ValueError(f"{op}: q is {q} and threshold is {given}, must be one given and the other None")
     if q is not None:
         _check_quantile(op, q)
-    if threshold is not None and threshold.numel() != 1:
-        raise ValueError(f"{op}: threshold has shape {tuple(threshold.shape)}, must have one element")
+    if threshold is not None:
+        _check_threshold(op, threshold, logits)
     scores = score_logits(op, logits)
     num_experts = scores.shape[1]
     _, k_max = _bounds(op, 1, k_max, num_experts)
@@ -255,7 +256,8 @@ class PercentileThreshold(nn.Module):
         momentum: weight of the new batch, above 0 and at most 1, as in `torch.nn.BatchNorm1d`.
 
     Raises:
-        ValueError: `q` or `momentum` out of range; in `forward`, what `route_percentile` raises for logits.
+        ValueError: `q` or `momentum` out of range; in `forward`, what `route_percentile` raises for logits, or
+            logits on another device than the module.
 
     Cost:
         Eval: nothing. Training: one sort of T*E logits, no host sync.
@@ -275,13 +277,19 @@ class PercentileThreshold(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         """Logits `[T, E]` to the threshold, a tensor without dimensions and without gradient."""
         scores = score_logits("PercentileThreshold", logits.detach())
+        if scores.device != self.running.device:
+            raise ValueError(
+                f"PercentileThreshold: logits is on {scores.device}, must be on {self.running.device} like the module; "
+                "move the module with .to(logits.device)"
+            )
         if not self.training or scores.numel() == 0:
             return self.running.clone()
         # A sort, because kthvalue refuses to run under torch.use_deterministic_algorithms on a GPU.
         ranked = scores.flatten().sort().values
         quantile = ranked[_order_statistic(self.q, scores.numel())].to(self.running.dtype)
         used = torch.where(self.running.isfinite(), self.running, quantile)
-        moved = (1 - self.momentum) * used + self.momentum * quantile
+        # lerp is exact at equal ends, so that the first batch sets the buffer and a constant one keeps it.
+        moved = torch.lerp(used, quantile, self.momentum)
         self.running.copy_(torch.where(quantile.isfinite(), moved, self.running))
         return used
 
@@ -340,6 +348,18 @@ def _bounds(op: str, k_min: int, k_max: int | None, num_experts: int) -> tuple[i
 def _check_mass(op: str, p: float) -> None:
     if not 0 <= p <= 1:
         raise ValueError(f"{op}: p is {p}, must lie between 0 and 1")
+
+
+def _check_threshold(op: str, threshold: Tensor, logits: Tensor) -> None:
+    if threshold.numel() != 1:
+        raise ValueError(f"{op}: threshold has shape {tuple(threshold.shape)}, must have one element")
+    if not threshold.is_floating_point():
+        raise ValueError(f"{op}: threshold is {threshold.dtype}, must be a floating dtype")
+    if threshold.device != logits.device:
+        raise ValueError(
+            f"{op}: threshold is on {threshold.device}, must be on {logits.device} like logits; "
+            "move it with .to(logits.device)"
+        )
 
 
 def _check_quantile(op: str, q: float) -> None:

@@ -65,7 +65,8 @@ def capacity_schedule(
             raise ValueError(f"{op}: {name} is {value}, must be at least {least}")
     wanted = [low + (high - low) * _shape(kind, layer, num_layers, waves) for layer in range(num_layers)]
     if total is None:
-        total = math.floor(sum(wanted) + Fraction(1, 2))
+        # Six digits, so that a wave whose cosines sum to a half rounds up in spite of their last bits.
+        total = math.floor(round(sum(wanted, Fraction(0)), 6) + Fraction(1, 2))
     if not num_layers * low <= total <= num_layers * high:
         raise ValueError(
             f"{op}: total is {total}, must be between num_layers * low = {num_layers * low} and "

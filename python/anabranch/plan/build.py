@@ -93,6 +93,13 @@ def _with_source_weights(
     if weights is not None:
         if weights.shape != shape:
             raise ValueError(f"{op}: weights has shape {tuple(weights.shape)}, must be {tuple(shape)} like the choices")
+        if not weights.is_floating_point():
+            raise ValueError(f"{op}: weights is {weights.dtype}, must be a floating dtype")
+        if weights.device != source_ids.device:
+            raise ValueError(
+                f"{op}: weights is on {weights.device}, must be on {source_ids.device} like the choices; "
+                "move it with .to(device)"
+            )
         weights = ops.plan_select(weights, source_ids)
     return Plan(group_offsets, item_ids, weights, num_items)
 

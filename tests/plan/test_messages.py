@@ -1,0 +1,64 @@
+"""What the plan room says to weights and id vectors of the wrong kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from anabranch import plan
+
+ops = torch.ops.anabranch
+pytestmark = pytest.mark.cpu
+
+
+def int32(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("name", ["from_top_k", "from_mask", "from_pairs"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"dtype": torch.int64}, r"weights is torch.int64, must be a floating dtype"),
+        ({"device": "meta"}, r"weights is on meta, must be on cpu like the choices; move it with"),
+        ({"size": (1, 1, 1)}, r"weights has shape \(1, 1, 1\), must be "),
+    ],
+)
+def test_bad_weights_name_the_builder(name: str, change: dict[str, Any], message: str) -> None:
+    choices = torch.zeros(3, 2, dtype=torch.int64)
+    shape = (6,) if name == "from_pairs" else (3, 2)
+    weights = torch.ones(**({"size": shape, "dtype": torch.float32} | change))
+    calls = {
+        "from_top_k": lambda: plan.from_top_k(choices, weights, num_groups=2),
+        "from_mask": lambda: plan.from_mask(choices.bool(), weights),
+        "from_pairs": lambda: plan.from_pairs(choices.view(6), choices.view(6), weights, num_items=1, num_groups=2),
+    }
+    with pytest.raises(ValueError, match=f"^{name}: {message}"):
+        calls[name]()
+
+
+@pytest.mark.parametrize(
+    "op, wrong",
+    [
+        (lambda ids: ops.plan_transpose(ids, int32([0]), 1), "group_offsets"),
+        (lambda ids: ops.plan_transpose(int32([0]), ids, 1), "item_ids"),
+        (lambda ids: ops.plan_from_pairs(ids, int32([0]), 1, 1), "item_ids"),
+        (lambda ids: ops.plan_from_pairs(int32([0, 0]), ids, 1, 1), "group_ids"),
+        (lambda ids: ops.plan_select(torch.ones(2), ids), "source_ids"),
+        (lambda ids: ops.plan_select_backward(torch.ones(2), ids, 2), "source_ids"),
+        (lambda ids: ops.plan_segment_reduce(torch.ones(2, 2), ids, 0), "group_offsets"),
+        (lambda ids: ops.plan_combine(torch.ones(2, 2), None, int32([0]), ids, ids, ids), "entry_ids"),
+        (lambda ids: ops.plan_gather(torch.ones(2, 2), None, int32([0]), ids, ids, ids), "item_ids"),
+    ],
+)
+def test_id_vectors_must_be_int32_contiguous_and_flat(op: Callable[[torch.Tensor], Any], wrong: str) -> None:
+    for ids, message in (
+        (torch.tensor([0, 0]), f"{wrong} is int64, must be int32; convert it with"),
+        (int32([0, 9, 0])[::2], f"{wrong} is not contiguous, must be; call"),
+        (int32([0, 0]).view(1, 2), rf"{wrong} has shape \(1, 2\), must have 1 dim"),
+    ):
+        with pytest.raises(ValueError, match=rf"^[a-z_]+: {message}"):
+            op(ids)

@@ -75,6 +75,12 @@ __device__ __forceinline__ void quad_transpose(uint32_t (&pairs)[4]) {
   exchange(pairs[1], pairs[3], 2);
 }
 
+/// Of 8 elements, zeroes those from `count` on; none remain if it is not positive.
+__device__ __forceinline__ void keep_first(uint32_t (&pairs)[4], int count) {
+#pragma unroll
+  for (int g = 0; g < 4; ++g) pairs[g] &= count > 2 * g + 1 ? 0xffffffffu : count > 2 * g ? 0xffffu : 0u;
+}
+
 /// 8 elements of a row in memory, as four pairs.
 template <class T>
 __device__ __forceinline__ void store_pairs(T* to, const uint32_t (&pairs)[4]) {

@@ -45,7 +45,7 @@ struct HiddenGradientProblem {
   __device__ int64_t num_tiles() const { return scheduled_tiles(tiles) * column_tiles(); }
   __device__ Tile tile(int64_t index) const {
     Tile tile = rows_tile(tiles, index, column_tiles(), Shape::kColumns);
-    tile.width = width_within(widths, tile.group, intermediate);
+    tile.width = static_cast<int>(width_within(widths, tile.group, intermediate));
     tile.depth_blocks = tile.column < tile.width ? blocks_of_64(out_features) : 0;
     return tile;
   }
@@ -54,7 +54,7 @@ struct HiddenGradientProblem {
   __device__ void load_boxes(const Tile& tile, int block, SharedAddress, SharedAddress b, SharedAddress barrier) const {
 #pragma unroll
     for (int c = 0; c < Shape::kColumns; c += 64)
-      tma_load(b + c * 128, down, tile.column + c, block * 64, static_cast<int>(tile.group), barrier);
+      tma_load(b + c * 128, down, tile.column + c, block * 64, tile.group, barrier);
   }
 
   struct RowLoader {
@@ -94,17 +94,19 @@ struct HiddenGradientProblem {
         if (exists && column < tile.width) {
           load_pairs(pre_activation + gate_at, gates);
           load_pairs(pre_activation + up_at, ups);
+          if (column + 8 > tile.width) {  // what is read as zero gives zero
+            keep_first(gates, tile.width - static_cast<int>(column));
+            keep_first(ups, tile.width - static_cast<int>(column));
+          }
         }
         quad_transpose(gates);
         quad_transpose(ups);
 #pragma unroll
         for (int g = 0; g < 4; ++g) {
-          const int reg = 4 * (first + g) + 2 * lower, feature = tile.column + 8 * (first + g) + lane % 4 * 2;
+          const int reg = 4 * (first + g) + 2 * lower;
           const Pair gate = unpack_pair<T>(gates[g]), up = unpack_pair<T>(ups[g]);
-          Gradient left = feature_gradient(sums[reg], weight, gate.first, up.first);
-          Gradient right = feature_gradient(sums[reg + 1], weight, gate.second, up.second);
-          if (feature >= tile.width) left = {};
-          if (feature + 1 >= tile.width) right = {};
+          const Gradient left = feature_gradient(sums[reg], weight, gate.first, up.first);
+          const Gradient right = feature_gradient(sums[reg + 1], weight, gate.second, up.second);
           dot += left.hidden * sums[reg] + right.hidden * sums[reg + 1];
           gates[g] = pack_pair<T>({left.dgate, right.dgate});
           ups[g] = pack_pair<T>({left.dup, right.dup});

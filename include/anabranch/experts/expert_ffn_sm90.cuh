@@ -55,7 +55,7 @@ struct GateUpProblem {
   __device__ int64_t num_tiles() const { return scheduled_tiles(tiles) * column_tiles(); }
   __device__ Tile tile(int64_t index) const {
     Tile tile = rows_tile(tiles, index, column_tiles(), kFeatures);
-    tile.width = width_within(widths, tile.group, intermediate);
+    tile.width = static_cast<int>(width_within(widths, tile.group, intermediate));
     tile.depth_blocks = tile.column < tile.width ? blocks_of_64(in_features) : 0;
     return tile;
   }
@@ -65,10 +65,9 @@ struct GateUpProblem {
   }
   __device__ void load_boxes(const Tile& tile, int block, SharedAddress a, SharedAddress b,
                              SharedAddress barrier) const {
-    const int group = static_cast<int>(tile.group);
     if constexpr (!kThreadsLoad) load_rows(tile, x_map, block * 64, a, barrier);
-    tma_load(b, gate_up[0], block * 64, tile.column, group, barrier);
-    tma_load(b + kFeatures * 128, gate_up[1], block * 64, tile.column, group, barrier);
+    tma_load(b, gate_up[0], block * 64, tile.column, tile.group, barrier);
+    tma_load(b + kFeatures * 128, gate_up[1], block * 64, tile.column, tile.group, barrier);
   }
 
   struct RowLoader {
@@ -106,13 +105,13 @@ struct GateUpProblem {
           const Pair up{sums[reg + kFeatures / 2] + up_bias.first, sums[reg + kFeatures / 2 + 1] + up_bias.second};
           gates[g] = pack_pair<T>(gate);
           ups[g] = pack_pair<T>(up);
-          products[g] =
-              pack_pair<T>({feature < tile.width ? gate.first * fast_sigmoid(gate.first) * up.first : 0.0f,
-                            feature + 1 < tile.width ? gate.second * fast_sigmoid(gate.second) * up.second : 0.0f});
+          products[g] = pack_pair<T>(
+              {gate.first * fast_sigmoid(gate.first) * up.first, gate.second * fast_sigmoid(gate.second) * up.second});
         }
         quad_transpose(products);
         const int64_t column = tile.column + 8 * (first + lane % 4);
         const bool exists = row < tile.rows && column < intermediate;
+        if (column + 8 > tile.width) keep_first(products, tile.width - static_cast<int>(column));
         if (exists) store_pairs(hidden + entry * intermediate + column, products);
         if (pre_activation) {
           quad_transpose(gates);

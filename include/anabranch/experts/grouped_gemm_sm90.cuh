@@ -72,13 +72,19 @@ struct Ring {
   __device__ void wait_full(Position at) const { mbarrier_wait(full(at), at.round); }
 };
 
+/// A block's i-th tile, and how many it has.
+__device__ inline int64_t own_tile(int i) { return blockIdx.x + int64_t{i} * gridDim.x; }
+__device__ inline int own_tiles(int64_t num_tiles) {
+  return static_cast<int>((num_tiles - blockIdx.x + gridDim.x - 1) / gridDim.x);
+}
+
 /// Warpgroup 0 where TMA brings everything: one thread asks.
 template <class Problem>
 __device__ void request_tiles(const Problem& problem, const Ring<typename Problem::Shape>& ring) {
   RingPosition<typename Problem::Shape> at;
-  const int64_t num_tiles = problem.num_tiles();
-  for (int64_t index = blockIdx.x; index < num_tiles; index += gridDim.x) {
-    const auto tile = problem.tile(index);
+  const int num_tiles = own_tiles(problem.num_tiles());
+  for (int i = 0; i < num_tiles; ++i) {
+    const auto tile = problem.tile(own_tile(i));
     for (int block = 0; block < tile.depth_blocks; ++block, at.advance()) {
       ring.wait_empty(at);
       mbarrier_arrive_expecting(ring.full(at), problem.box_bytes(tile));
@@ -101,9 +107,9 @@ __device__ void copy_tiles(const Problem& problem, const Ring<typename Problem::
     arrived.advance();
   };
   int under_way = 0;
-  const int64_t num_tiles = problem.num_tiles();
-  for (int64_t index = blockIdx.x; index < num_tiles; index += gridDim.x) {
-    const auto tile = problem.tile(index);
+  const int num_tiles = own_tiles(problem.num_tiles());
+  for (int i = 0; i < num_tiles; ++i) {
+    const auto tile = problem.tile(own_tile(i));
     typename Problem::RowLoader loader(problem, tile, thread);
     for (int block = 0; block < tile.depth_blocks; ++block, at.advance()) {
       ring.wait_empty(at);
@@ -152,11 +158,17 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
   };
   // The same in all lanes, and the shuffles let the compiler know: wgmma stands in no divergent code.
   const int first_row = __shfl_sync(kAllLanes, thread / 128 * 64, 0);
-  const int64_t num_tiles = problem.num_tiles();
-  for (int64_t index = blockIdx.x; index < num_tiles; index += gridDim.x) {
-    const auto tile = problem.tile(index);
+  const int num_tiles = own_tiles(problem.num_tiles());
+  typename Problem::Tile tile{}, next{};
+  if (num_tiles > 0) tile = problem.tile(own_tile(0));
+  for (int i = 0; i < num_tiles; ++i, tile = next) {
+    // Finding a tile is a chain of dependent loads: it runs beside the first products of the one before.
+    const auto find_next = [&] {
+      if (i + 1 < num_tiles) next = problem.tile(own_tile(i + 1));
+    };
     const int depth_blocks = __shfl_sync(kAllLanes, tile.depth_blocks, 0);
     if (__shfl_sync(kAllLanes, tile.rows, 0) <= first_row) {
+      find_next();
       for (int block = 0; block < depth_blocks; ++block, at.advance()) {
         ring.wait_full(at);
         __syncwarp();  // a lane that has not seen the phase must not find the next but one in its place
@@ -170,6 +182,7 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
       int block = 0;
       do {
         multiply_block();
+        if (block == 0) find_next();
         wgmma_wait<1>();  // the block before this one
         if (block > 0) give_back(previous);
         previous = ring.empty(at);
@@ -177,6 +190,8 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
       } while (++block < depth_blocks);
       wgmma_wait<0>();
       give_back(previous);
+    } else {
+      find_next();
     }
     problem.store(tile, sums, thread);
   }

@@ -13,24 +13,23 @@ namespace anabranch::detail {
 
 __device__ inline int blocks_of_64(int64_t extent) { return static_cast<int>((extent + 63) / 64); }
 
-/// A tile of rows of one group and 256 sums of each.
+/// A tile of rows of one group and 256 sums of each. 32 bits, as the offsets have: two of these live beside the sums.
 struct RowsTile {
-  int64_t group, begin;
-  int rows, column, depth_blocks;
-  int64_t width;
+  int group, begin, rows, column, depth_blocks, width;
 };
 
 /// The part of a tile that its index gives: groups' rows as scheduled, column tiles of one row tile side by side.
 __device__ inline RowsTile rows_tile(const RowTiles& tiles, int64_t index, int column_tiles, int columns_per_tile) {
   const RowTile rows = tiles.tile(index / column_tiles);
-  return {rows.group, rows.begin, rows.size(), static_cast<int>(index % column_tiles) * columns_per_tile, 0, 0};
+  const int column = static_cast<int>(index % column_tiles) * columns_per_tile;
+  return {rows.group, static_cast<int>(rows.begin), rows.size(), column, 0, 0};
 }
 
 /// A tile's rows, 64 at a time as its warpgroups take them; those past its end are another tile's, or zeros.
 __device__ inline void load_rows(const RowsTile& tile, const TensorMap& matrix, int column, SharedAddress to,
                                  SharedAddress barrier) {
   for (int first = 0; first < tile.rows; first += 64)
-    tma_load(to + first * 128, matrix, column, static_cast<int>(tile.begin) + first, 0, barrier);
+    tma_load(to + first * 128, matrix, column, tile.begin + first, 0, barrier);
 }
 
 __device__ inline int64_t scheduled_tiles(const RowTiles& tiles) {
@@ -59,7 +58,7 @@ struct RowsProblem {
   __device__ int64_t num_tiles() const { return scheduled_tiles(tiles) * column_tiles(); }
   __device__ Tile tile(int64_t index) const {
     Tile tile = rows_tile(tiles, index, column_tiles(), Shape::kColumns);
-    tile.width = tile.group == tiles.num_groups ? 0 : width_within(widths, tile.group, depth);
+    tile.width = tile.group == tiles.num_groups ? 0 : static_cast<int>(width_within(widths, tile.group, depth));
     tile.depth_blocks = kParts * blocks_of_64(tile.width);
     return tile;
   }
@@ -69,15 +68,15 @@ struct RowsProblem {
   }
   __device__ void load_boxes(const Tile& tile, int block, SharedAddress a_stage, SharedAddress b_stage,
                              SharedAddress barrier) const {
-    const int group = static_cast<int>(tile.group), per_part = tile.depth_blocks / kParts;
+    const int per_part = tile.depth_blocks / kParts;
     const int part = kParts == 1 || block < per_part ? 0 : 1, k = (block - part * per_part) * 64;
     load_rows(tile, a[part], k, a_stage, barrier);
     if constexpr (kBMnMajor) {
 #pragma unroll
       for (int c = 0; c < Shape::kColumns; c += 64)
-        tma_load(b_stage + c * 128, b[part], tile.column + c, k, group, barrier);
+        tma_load(b_stage + c * 128, b[part], tile.column + c, k, tile.group, barrier);
     } else {
-      tma_load(b_stage, b[part], k, tile.column, group, barrier);
+      tma_load(b_stage, b[part], k, tile.column, tile.group, barrier);
     }
   }
 

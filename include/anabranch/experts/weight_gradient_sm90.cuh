@@ -35,8 +35,7 @@ struct WeightGradientProblem {
   int64_t group_stride, part_lines, part_stride, line_stride;
 
   struct Tile {
-    RowRange entries;
-    int64_t group;
+    int begin, end, group;  // entries begin .. end
     int first_a, first_b, rows, depth_blocks;
   };
 
@@ -45,12 +44,14 @@ struct WeightGradientProblem {
   __device__ int64_t num_tiles() const { return num_groups * tiles_a() * tiles_b(); }
   __device__ Tile tile(int64_t index) const {
     Tile tile{};
-    tile.group = index / (tiles_a() * tiles_b());
+    tile.group = static_cast<int>(index / (tiles_a() * tiles_b()));
     tile.first_a = static_cast<int>(index / tiles_b() % tiles_a()) * Shape::kRows;
     tile.first_b = static_cast<int>(index % tiles_b()) * Shape::kColumns;
     tile.rows = static_cast<int>(m - tile.first_a < Shape::kRows ? m - tile.first_a : Shape::kRows);
-    tile.entries = rows_of_group(group_offsets, tile.group, num_groups, capacity);
-    tile.depth_blocks = frozen && frozen[tile.group] ? 0 : static_cast<int>((tile.entries.size() + 63) / 64);
+    const RowRange entries = rows_of_group(group_offsets, tile.group, num_groups, capacity);
+    tile.begin = static_cast<int>(entries.begin);
+    tile.end = static_cast<int>(entries.end);
+    tile.depth_blocks = frozen && frozen[tile.group] ? 0 : (tile.end - tile.begin + 63) / 64;
     return tile;
   }
 
@@ -65,11 +66,10 @@ struct WeightGradientProblem {
     __device__ void read_ids(const WeightGradientProblem& problem, const Tile& tile, int block) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int64_t entry = tile.entries.begin + block * 64 + thread / 8 + 16 * i;
-        const auto own = static_cast<int32_t>(entry);
-        const int32_t item = entry >= tile.entries.end ? -1 : problem.item_ids ? problem.item_ids[entry] : own;
+        const int32_t entry = tile.begin + block * 64 + thread / 8 + 16 * i;
+        const int32_t item = entry >= tile.end ? -1 : problem.item_ids ? problem.item_ids[entry] : entry;
         items[i] = item < problem.num_items ? item : -1;
-        entries[i] = items[i] >= 0 ? own : -1;
+        entries[i] = items[i] >= 0 ? entry : -1;
       }
     }
     __device__ void copy(const WeightGradientProblem& problem, const Tile& tile, int block, SharedAddress a,

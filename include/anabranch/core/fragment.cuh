@@ -60,6 +60,12 @@ inline float fast_sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 
 #endif
 
+/// One instruction, where scalar.hpp's conversion from half is the portable one.
+template <class T>
+__device__ __forceinline__ float widen(T value) {
+  return unpack_pair<T>(value.bits).first;
+}
+
 /// pairs[g] of lane q changes places with pairs[q] of lane g, in every quad. All lanes of the warp call it.
 __device__ __forceinline__ void quad_transpose(uint32_t (&pairs)[4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -79,15 +79,23 @@ struct GateUpProblem {
     }
   };
 
-  __device__ Pair bias_of(int64_t group, int part, int feature) const {
-    if (!bias || feature >= intermediate) return {0.0f, 0.0f};
-    const T* row = bias + group * 2 * intermediate;
-    const int64_t step = interleaved ? 2 : 1, first = interleaved ? part : part * intermediate;
-    return {static_cast<float>(row[first + feature * step]), static_cast<float>(row[first + (feature + 1) * step])};
+  /// Apart, so that without bias nothing of it is left in the epilogue. Features past the last are not stored.
+  __device__ void add_bias(const Tile& tile, float (&sums)[Shape::kColumns / 2], int thread) const {
+    const T* gate_bias = bias + int64_t{tile.group} * 2 * intermediate;
+    const T* up_bias = gate_bias + (interleaved ? 1 : intermediate);
+#pragma unroll
+    for (int reg = 0; reg < kFeatures / 2; ++reg) {
+      if (reg % 16 == 0) __syncwarp();  // no more loads under way than there are registers to hold them
+      const int64_t feature = tile.column + fragment_column(thread, reg);
+      const int64_t at = (feature < intermediate ? feature : 0) * (interleaved ? 2 : 1);
+      sums[reg] += widen(gate_bias[at]);
+      sums[reg + kFeatures / 2] += widen(up_bias[at]);
+    }
   }
 
-  __device__ void store(const Tile& tile, const float (&sums)[Shape::kColumns / 2], int thread) const {
+  __device__ void store(const Tile& tile, float (&sums)[Shape::kColumns / 2], int thread) const {
     if (tile.column >= tile.width) return;
+    if (bias) add_bias(tile, sums, thread);
     const int lane = thread % 32;
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {
@@ -99,10 +107,8 @@ struct GateUpProblem {
 #pragma unroll
         for (int g = 0; g < 4; ++g) {
           const int reg = 4 * (first + g) + 2 * lower;
-          const int feature = tile.column + 8 * (first + g) + lane % 4 * 2;
-          const Pair gate_bias = bias_of(tile.group, 0, feature), up_bias = bias_of(tile.group, 1, feature);
-          const Pair gate{sums[reg] + gate_bias.first, sums[reg + 1] + gate_bias.second};
-          const Pair up{sums[reg + kFeatures / 2] + up_bias.first, sums[reg + kFeatures / 2 + 1] + up_bias.second};
+          const Pair gate{sums[reg], sums[reg + 1]};
+          const Pair up{sums[reg + kFeatures / 2], sums[reg + kFeatures / 2 + 1]};
           gates[g] = pack_pair<T>(gate);
           ups[g] = pack_pair<T>(up);
           products[g] = pack_pair<T>(

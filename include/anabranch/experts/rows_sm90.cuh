@@ -80,9 +80,19 @@ struct RowsProblem {
     }
   }
 
-  __device__ void store(const Tile& tile, const float (&sums)[Shape::kColumns / 2], int thread) const {
+  __device__ void add_bias(const Tile& tile, float (&sums)[Shape::kColumns / 2], int thread) const {
+    const T* group_bias = bias + tile.group * n;
+#pragma unroll
+    for (int reg = 0; reg < Shape::kColumns / 2; ++reg) {
+      if (reg % 32 == 0) __syncwarp();  // no more loads under way than there are registers to hold them
+      const int64_t column = tile.column + fragment_column(thread, reg);
+      sums[reg] += widen(group_bias[column < n ? column : 0]);
+    }
+  }
+
+  __device__ void store(const Tile& tile, float (&sums)[Shape::kColumns / 2], int thread) const {
+    if (bias && tile.group < tiles.num_groups) add_bias(tile, sums, thread);
     const int lane = thread % 32;
-    const T* group_bias = bias && tile.group < tiles.num_groups ? bias + tile.group * n : nullptr;
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {
       const int row = fragment_row(thread, 2 * lower);
@@ -91,13 +101,8 @@ struct RowsProblem {
         uint32_t pairs[4];
 #pragma unroll
         for (int g = 0; g < 4; ++g) {
-          const int reg = 4 * (first + g) + 2 * lower, column = tile.column + 8 * (first + g) + lane % 4 * 2;
-          Pair pair{sums[reg], sums[reg + 1]};
-          if (group_bias && column < n) {
-            pair.first += static_cast<float>(group_bias[column]);
-            pair.second += static_cast<float>(group_bias[column + 1]);
-          }
-          pairs[g] = pack_pair<T>(pair);
+          const int reg = 4 * (first + g) + 2 * lower;
+          pairs[g] = pack_pair<T>({sums[reg], sums[reg + 1]});
         }
         quad_transpose(pairs);
         const int64_t column = tile.column + 8 * (first + lane % 4);

@@ -90,7 +90,7 @@ void gemm_packed(const GemmArguments<T>& x) {
   constexpr int64_t block_k = gemm_block_k * Lanes::group;
   constexpr int64_t block_rows = gemm_panels_a * width;
   Packed* packed_a = static_cast<Packed*>(x.workspace);
-  Packed* packed_b = packed_a + gemm_panels_a * gemm_block_k * width;
+  Packed* packed_b = packed_a + gemm_panels_a * (gemm_block_k + 1) * width;
   // Rows of B that are contiguous along its outer axis are read whole, in the order of memory; transposing rows instead
   // leaves one register tile's panels in L1 for the kernel.
   const int64_t block_columns = (is_k_contiguous(x.b) ? Lanes::vectors : gemm_panels_b) * width;
@@ -230,13 +230,6 @@ void gemm_dot(const GemmArguments<T>& x) {
       });
     }
   }
-}
-
-template <class Lanes, class T>
-void gemm_tile(const GemmArguments<T>& x) {
-  if (x.m <= dot_rows_limit<Lanes, T> && is_k_contiguous(x.a) && is_k_contiguous(x.b)) return gemm_dot<Lanes>(x);
-  if (x.m <= 2 * Lanes::rows && is_outer_contiguous(x.b)) return gemm_in_place<Lanes>(x);
-  gemm_packed<Lanes>(x);
 }
 
 }  // namespace anabranch::detail

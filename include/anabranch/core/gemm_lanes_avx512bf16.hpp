@@ -58,6 +58,15 @@ struct Bfloat16PairLanes {
   static __m512 load_sum(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), from); }
   static void store_sum(float* to, __m512 v) { _mm512_storeu_ps(to, v); }
   static void store_sum(float* to, __m512 v, int64_t count) { _mm512_mask_storeu_ps(to, mask(count), v); }
+  /// The first `count` of 32 sums, rounded: a cache line at once.
+  static void store_rounded(bfloat16* to, __m512 low, __m512 high, int64_t count) {
+    const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    if (count >= 32) {
+      _mm512_storeu_si512(to, both);
+    } else {
+      _mm512_mask_storeu_epi16(to, (1u << count) - 1, both);
+    }
+  }
   static float reduce(__m512 v) { return _mm512_reduce_add_ps(v); }
 
   static void transpose(__m512i (&v)[16]) {

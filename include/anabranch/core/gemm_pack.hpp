@@ -14,10 +14,11 @@ namespace anabranch::detail {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-/// Distance of panels for `k` values, in Packed elements; a multiple of width vectors, so whole transposed squares fit.
+/// Distance of panels for `k` values, in Packed elements: a multiple of width vectors, so whole transposed squares fit,
+/// and one more, so that equal steps of neighbouring panels, which are written together, lie in different cache sets.
 template <class Lanes>
 int64_t panel_size(int64_t k) {
-  return round_up((k + Lanes::group - 1) / Lanes::group, Lanes::width) * Lanes::width;
+  return (round_up((k + Lanes::group - 1) / Lanes::group, Lanes::width) + 1) * Lanes::width;
 }
 
 /// k is contiguous: squares of width x width are loaded along k and transposed.

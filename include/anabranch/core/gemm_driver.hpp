@@ -161,7 +161,7 @@ void gemm_in_place(const GemmArguments<T>& x) {
       const int64_t at = k0 + p < x.k ? k0 + p : x.k - 1;
       b[p] = p >= k && p < rows_k ? nullptr : x.b.data + (x.b.k_ids ? x.b.k_ids[at] : at) * x.b.k_stride;
     }
-    for_balanced_parts<Lanes>((x.n + width - 1) / width, Lanes::vectors, [&](int64_t first, int64_t vectors) {
+    for_balanced_parts<Lanes>((x.n + width - 1) / width, Lanes::packed_vectors, [&](int64_t first, int64_t vectors) {
       const int64_t tile_columns = part_size(first * width, x.n, vectors * width);
       InPlaceTile<Lanes, T> tile{{.steps = (k + group - 1) / group,
                                   .a = nullptr,
@@ -173,10 +173,11 @@ void gemm_in_place(const GemmArguments<T>& x) {
                                  first * width,
                                  rows_k};
       for (int64_t i = 0; i < x.m; i += width) {
-        for_balanced_parts<Lanes>(part_size(i, x.m, width), Lanes::rows, [&](int64_t row, int64_t tile_rows) {
+        for_balanced_parts<Lanes>(part_size(i, x.m, width), Lanes::packed_rows, [&](int64_t row, int64_t tile_rows) {
           tile.a = packed_a + i / width * panel + k_in_block / group * width + row;
           tile.c = x.c + (i + row) * x.c_stride + first * width;
-          multiply_outer<Lanes>(tile_rows, vectors, tile);
+          multiply_outer<Lanes, InPlaceTile<Lanes, T>, Lanes::packed_rows, Lanes::packed_vectors>(tile_rows, vectors,
+                                                                                                  tile);
         });
       }
     });

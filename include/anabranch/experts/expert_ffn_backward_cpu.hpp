@@ -20,6 +20,11 @@ namespace anabranch {
 
 namespace detail {
 
+// Columns of one tile: wide, because the rows of the weights are read along them, and no wider than keeps the tile of
+// sums in the L2 cache.
+inline constexpr int64_t hidden_tile_columns = 384;
+inline constexpr int64_t input_tile_columns = 768;
+
 template <class T>
 struct HiddenGradients {
   T* weighted_hidden;  // [entries, intermediate]
@@ -31,18 +36,18 @@ void hidden_backward(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunk
                      const HiddenGradients<T>& hidden, accumulate_t<T>* partial_dots) {
   using Sum = accumulate_t<T>;
   const auto rows = row_kernels<T>();
-  const int64_t parts = ffn.num_parts(), blocks = ceil_div(ffn.intermediate, ffn_tile_columns);
+  const int64_t parts = ffn.num_parts(), blocks = ceil_div(ffn.intermediate, hidden_tile_columns);
   const int64_t routed = ffn.group_offsets[ffn.num_experts];
   const int workers = gemm_workers(2 * routed * ffn.out_features * ffn.intermediate);
   parallel_tiles(static_cast<int64_t>(chunks.size()) * blocks, workers, [&](int64_t tile, int) {
     const RowChunk& chunk = chunks[tile / blocks];
-    const int64_t block = tile % blocks, first = block * ffn_tile_columns;
-    const int64_t count = std::min(ffn_tile_columns, ffn.width(chunk.group) - first);
+    const int64_t block = tile % blocks, first = block * hidden_tile_columns;
+    const int64_t count = std::min(hidden_tile_columns, ffn.width(chunk.group) - first);
     if (count <= 0) {
       std::fill(partial_dots + block * routed + chunk.begin, partial_dots + block * routed + chunk.end, Sum(0));
       return;
     }
-    const auto scratch = Scratch<Sum>::of_this_thread(ffn_tile_rows * ffn_tile_columns);
+    const auto scratch = Scratch<Sum>::of_this_thread(ffn_tile_rows * hidden_tile_columns);
     const GemmOperand<T> a{dy, ffn.out_features, 1, ffn.item_ids + chunk.begin};
     const GemmOperand<T> b{ffn.down.weight + chunk.group * ffn.down.expert_stride + first * ffn.down.in_stride,
                            ffn.down.in_stride, ffn.down.out_stride};
@@ -65,7 +70,7 @@ void weights_backward(const ExpertFfn<T>& ffn, const T* dy, const accumulate_t<T
                       accumulate_t<T>* dweights) {
   using Sum = accumulate_t<T>;
   const auto rows = row_kernels<T>();
-  const int64_t routed = ffn.group_offsets[ffn.num_experts], blocks = ceil_div(ffn.intermediate, ffn_tile_columns);
+  const int64_t routed = ffn.group_offsets[ffn.num_experts], blocks = ceil_div(ffn.intermediate, hidden_tile_columns);
   parallel_tiles(ffn.num_groups(), workers_for(ffn.group_offsets[ffn.num_groups()], 64), [&](int64_t g, int) {
     for (int64_t e = ffn.group_offsets[g]; e < ffn.group_offsets[g + 1]; ++e) {
       const T* upstream = dy + ffn.item_ids[e] * ffn.out_features;
@@ -95,11 +100,11 @@ void input_backward(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks
     up_rows[j] = static_cast<int32_t>(ffn.gate_up_row(1, j));
   }
   for (int64_t first = 0; first < ffn.in_features; first += block) {
-    const int64_t width = std::min(block, ffn.in_features - first), tiles = ceil_div(width, ffn_tile_columns);
+    const int64_t width = std::min(block, ffn.in_features - first), tiles = ceil_div(width, input_tile_columns);
     const int workers = gemm_workers(2 * routed * parts * ffn.intermediate * width);
     parallel_tiles(static_cast<int64_t>(chunks.size()) * tiles, workers, [&](int64_t tile, int) {
       const RowChunk& chunk = chunks[tile / tiles];
-      const int64_t column = tile % tiles * ffn_tile_columns, count = std::min(ffn_tile_columns, width - column);
+      const int64_t column = tile % tiles * input_tile_columns, count = std::min(input_tile_columns, width - column);
       const auto scratch = Scratch<Sum>::of_this_thread(0);
       for (int64_t part = 0; part < parts; ++part) {
         const GemmOperand<T> a{dpre_activation + (chunk.begin * parts + part) * ffn.intermediate,
@@ -239,7 +244,7 @@ void expert_ffn_backward_cpu(const ExpertFfn<T>& ffn, const T* dy, const T* pre_
   const auto chunks = detail::row_chunks(ffn.group_offsets, ffn.num_experts, detail::ffn_tile_rows);
   const int64_t routed = ffn.group_offsets[ffn.num_experts], inner = ffn.intermediate;
   const Temporary<T> weighted_hidden(routed * inner), dpre_activation(routed * ffn.num_parts() * inner);
-  const Temporary<Sum> dots(routed * detail::ceil_div(inner, detail::ffn_tile_columns));
+  const Temporary<Sum> dots(routed * detail::ceil_div(inner, detail::hidden_tile_columns));
   const detail::HiddenGradients<T> hidden{weighted_hidden.data(), dpre_activation.data()};
   Sum* const partial_dots = dots.data();
   detail::hidden_backward(ffn, chunks, dy, pre_activation, hidden, partial_dots);

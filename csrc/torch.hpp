@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "anabranch/core/check.hpp"
+#include "anabranch/core/memory.hpp"
 #include "anabranch/core/scalar.hpp"
 
 namespace anabranch {
@@ -98,6 +99,11 @@ inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape,
 
 inline Tensor zeros_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::new_zeros(like, std::vector<int64_t>(shape), type);
+}
+
+/// For a fresh result on the CPU as large as weights: its pages cost less to make when they are huge.
+inline void advise_huge_pages(const Tensor& fresh) {
+  if (fresh.numel() > 0) advise_huge_pages(fresh.mutable_data_ptr(), fresh.numel() * fresh.element_size());
 }
 
 /// The values of `tensor` in one row-major block; the tensor itself where it is one already.

@@ -1,8 +1,8 @@
 // GCC 12 takes the undefined pass-through operands inside its own AVX-512 header for uninitialised variables.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
-#include "anabranch/core/gemm_driver.hpp"
 #include "anabranch/core/gemm_lanes_avx512bf16.hpp"
+#include "anabranch/core/gemm_stored.hpp"
 
 namespace anabranch {
 

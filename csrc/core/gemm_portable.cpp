@@ -1,5 +1,5 @@
-#include "anabranch/core/gemm_driver.hpp"
 #include "anabranch/core/gemm_lanes_portable.hpp"
+#include "anabranch/core/gemm_stored.hpp"
 
 namespace anabranch {
 

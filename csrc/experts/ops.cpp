@@ -23,6 +23,7 @@ std::tuple<Tensor, Tensor> expert_ffn(ANABRANCH_EXPERT_FFN_PARAMETERS) {
   const ExpertFfnArguments in ANABRANCH_EXPERT_FFN_ARGUMENTS;
   in.check_all("expert_ffn");
   const Tensor pre_activation = empty_on(x, {in.capacity(), in.num_parts() * in.intermediate()}, in.dtype());
+  advise_huge_pages(pre_activation);
   return {run_expert_ffn("expert_ffn", in, pre_activation), pre_activation};
 }
 
@@ -40,6 +41,7 @@ ExpertFfnGradientTensors::Tuple expert_ffn_backward(const Tensor& dy_in, const T
   const ExpertFfnArguments in = given.with_contiguous_rows();
   const Tensor dy = as_contiguous(dy_in), pre_activation = as_contiguous(pre_activation_in);
   const ExpertFfnGradientTensors results(in, wanted);
+  for (const Tensor& result : {results.gate_up, results.down}) advise_huge_pages(result);
   dispatch_floating(in.dtype(), [&]<class T>(Type<T>) {
     const ExpertFfn<T> ffn = in.problem<T>();
     const ExpertFfnGradients<T> gradients = results.pointers<T>(in);

@@ -2,7 +2,6 @@
 // they are.
 #include <tuple>
 
-#include "anabranch/core/memory.hpp"
 #include "anabranch/experts/expert_ffn_cpu.hpp"
 #include "experts/checks.hpp"
 
@@ -30,8 +29,8 @@ Tensor expert_pack(const Tensor& weight, int64_t parts, bool interleaved, bool t
     return interleaved ? parts * j + part : part * shape.out_features + j;
   };
   const Tensor packed = empty_on(weight, {num_experts, shape.expert_elements()}, weight.scalar_type());
+  advise_huge_pages(packed);
   const auto pack = [&]<class T, class Stored>(Type<T>, Type<Stored>) {
-    advise_huge_pages(packed.mutable_data_ptr(), packed.numel() * sizeof(Stored));
     const ExpertLinear<const Stored> linear{data<Stored>(weight), weight.stride(0), weight.stride(transposed ? 2 : 1),
                                             weight.stride(transposed ? 1 : 2), nullptr};
     pack_linear_cpu<T, Stored>(shape, linear, num_experts, row_of, isa, mutable_data<Stored>(packed));

@@ -22,7 +22,7 @@ inline constexpr int64_t gemm_panels_b = 48;
 
 /// Scratch one worker needs for gemm(), in bytes; 64-byte aligned.
 inline constexpr std::size_t gemm_workspace_bytes =
-    (detail::gemm_panels_a + detail::gemm_panels_b) * detail::gemm_block_k * detail::gemm_vector_bytes;
+    (detail::gemm_panels_a + detail::gemm_panels_b) * (detail::gemm_block_k + 1) * detail::gemm_vector_bytes;
 
 /// Same result as gemm_reference up to rounding; single-threaded; `workspace` is private to the caller's thread during
 /// the call. Never throws. Every element of c depends only on its operands, m, n, k, the strides, which ids are given,
@@ -30,6 +30,23 @@ inline constexpr std::size_t gemm_workspace_bytes =
 template <class T>
 void gemm(int64_t m, int64_t n, int64_t k, const GemmOperand<T>& a, const GemmOperand<T>& b, accumulate_t<T>* c,
           int64_t c_stride, bool accumulate, void* workspace);
+
+/// Largest k of gemm_stored.
+inline constexpr int64_t gemm_max_stored_k = 256;
+
+/// out[i * out_stride + j] = T(sum_p a(i, p) * b(j, p)), for 0 < k <= gemm_max_stored_k: for results so large that they
+/// are written once and not read again. Single-threaded; never throws.
+template <class T>
+void gemm_stored(int64_t m, int64_t n, int64_t k, const GemmOperand<T>& a, const GemmOperand<T>& b, T* out,
+                 int64_t out_stride, void* workspace);
+
+#define ANABRANCH_GEMM_STORED(T, qualifier)                                                                           \
+  qualifier template void gemm_stored<T>(int64_t, int64_t, int64_t, const GemmOperand<T>&, const GemmOperand<T>&, T*, \
+                                         int64_t, void*);
+ANABRANCH_GEMM_STORED(float, extern)
+ANABRANCH_GEMM_STORED(double, extern)
+ANABRANCH_GEMM_STORED(bfloat16, extern)
+ANABRANCH_GEMM_STORED(half, extern)
 
 extern template void gemm<float>(int64_t, int64_t, int64_t, const GemmOperand<float>&, const GemmOperand<float>&,
                                  float*, int64_t, bool, void*);
@@ -50,6 +67,8 @@ struct GemmArguments {
   int64_t c_stride;
   bool accumulate;
   void* workspace;
+  T* out = nullptr;  // where gemm_stored writes; then c is not used
+  int64_t out_stride = 0;
 };
 
 }  // namespace detail

@@ -90,7 +90,7 @@ void gemm_packed(const GemmArguments<T>& x) {
   constexpr int64_t block_k = gemm_block_k * Lanes::group;
   constexpr int64_t block_rows = gemm_panels_a * width;
   Packed* packed_a = static_cast<Packed*>(x.workspace);
-  Packed* packed_b = packed_a + gemm_panels_a * gemm_block_k * width;
+  Packed* packed_b = packed_a + gemm_panels_a * (gemm_block_k + 1) * width;
   // Rows of B that are contiguous along its outer axis are read whole, in the order of memory; transposing rows instead
   // leaves one register tile's panels in L1 for the kernel.
   const int64_t block_columns = (is_k_contiguous(x.b) ? Lanes::vectors : gemm_panels_b) * width;
@@ -161,7 +161,7 @@ void gemm_in_place(const GemmArguments<T>& x) {
       const int64_t at = k0 + p < x.k ? k0 + p : x.k - 1;
       b[p] = p >= k && p < rows_k ? nullptr : x.b.data + (x.b.k_ids ? x.b.k_ids[at] : at) * x.b.k_stride;
     }
-    for_balanced_parts<Lanes>((x.n + width - 1) / width, Lanes::vectors, [&](int64_t first, int64_t vectors) {
+    for_balanced_parts<Lanes>((x.n + width - 1) / width, Lanes::packed_vectors, [&](int64_t first, int64_t vectors) {
       const int64_t tile_columns = part_size(first * width, x.n, vectors * width);
       InPlaceTile<Lanes, T> tile{{.steps = (k + group - 1) / group,
                                   .a = nullptr,
@@ -173,10 +173,11 @@ void gemm_in_place(const GemmArguments<T>& x) {
                                  first * width,
                                  rows_k};
       for (int64_t i = 0; i < x.m; i += width) {
-        for_balanced_parts<Lanes>(part_size(i, x.m, width), Lanes::rows, [&](int64_t row, int64_t tile_rows) {
+        for_balanced_parts<Lanes>(part_size(i, x.m, width), Lanes::packed_rows, [&](int64_t row, int64_t tile_rows) {
           tile.a = packed_a + i / width * panel + k_in_block / group * width + row;
           tile.c = x.c + (i + row) * x.c_stride + first * width;
-          multiply_outer<Lanes>(tile_rows, vectors, tile);
+          multiply_outer<Lanes, InPlaceTile<Lanes, T>, Lanes::packed_rows, Lanes::packed_vectors>(tile_rows, vectors,
+                                                                                                  tile);
         });
       }
     });
@@ -230,13 +231,6 @@ void gemm_dot(const GemmArguments<T>& x) {
       });
     }
   }
-}
-
-template <class Lanes, class T>
-void gemm_tile(const GemmArguments<T>& x) {
-  if (x.m <= dot_rows_limit<Lanes, T> && is_k_contiguous(x.a) && is_k_contiguous(x.b)) return gemm_dot<Lanes>(x);
-  if (x.m <= 2 * Lanes::rows && is_outer_contiguous(x.b)) return gemm_in_place<Lanes>(x);
-  gemm_packed<Lanes>(x);
 }
 
 }  // namespace anabranch::detail

@@ -111,19 +111,20 @@ struct InPlaceTile : OuterTile<Lanes> {
     OuterSums<Lanes, rows, vectors> sums(tile);
     const typename Lanes::Packed* a = tile.a;
     const T* const* b = tile.b;
-    const int64_t steps = tile.steps, column = tile.column, ahead = tile.ahead, last_columns = tile.last_columns;
+    const int64_t steps = tile.steps, column = tile.column, ahead = tile.ahead;
+    const int64_t columns = (vectors - 1) * width + tile.last_columns;
     for (int64_t step = 0; step < steps; ++step, a += width, b += group) {
-      typename Lanes::Vector row[vectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < vectors; ++v) {
-        const T* from[group];
+      const T* from[group];
 #pragma GCC unroll 2
-        for (int g = 0; g < group; ++g) {
-          from[g] = b[g] ? b[g] + column + v * width : nullptr;
-          __builtin_prefetch(b[ahead + g] + column + v * width, 0, 2);
-        }
-        row[v] = Lanes::load_across(from, v + 1 < vectors ? width : last_columns);
+      for (int g = 0; g < group; ++g) {
+        from[g] = b[g] ? b[g] + column : nullptr;
+        __builtin_prefetch(b[ahead + g] + column, 0, 2);
       }
+      typename Lanes::Vector low, high;
+      Lanes::load_across(from, columns, low, high);
+      typename Lanes::Vector row[vectors];
+      row[0] = low;
+      if constexpr (vectors > 1) row[1] = high;
       sums.add_product(a, row);
     }
     sums.store(tile);

@@ -57,8 +57,9 @@ struct FloatLanes {
     return widen(_mm_load_si128(reinterpret_cast<const __m128i*>(bits)), from);
   }
   template <class T>
-  static __m256 load_across(const T* const (&from)[1], int64_t count) {
-    return count >= width ? load_input(from[0]) : load_input(from[0], count);
+  static void load_across(const T* const (&from)[1], int64_t count, __m256& low, __m256& high) {
+    low = count >= width ? load_input(from[0]) : load_input(from[0], count);
+    high = count >= 2 * width ? load_input(from[0] + width) : load_input(from[0] + width, count - width);
   }
 
   static __m256 in_register(__m256 v) {
@@ -120,8 +121,9 @@ struct DoubleLanes {
 
   static __m256d load_input(const double* from) { return _mm256_loadu_pd(from); }
   static __m256d load_input(const double* from, int64_t count) { return _mm256_maskload_pd(from, mask(count)); }
-  static __m256d load_across(const double* const (&from)[1], int64_t count) {
-    return _mm256_maskload_pd(from[0], mask(count));
+  static void load_across(const double* const (&from)[1], int64_t count, __m256d& low, __m256d& high) {
+    low = count >= width ? load_input(from[0]) : load_input(from[0], count);
+    high = count >= 2 * width ? load_input(from[0] + width) : load_input(from[0] + width, count - width);
   }
 
   static __m256d in_register(__m256d v) {

@@ -25,7 +25,9 @@ struct FloatLanes {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
   }
   static __m512 widen(__m256i bits, const half*) { return _mm512_cvtph_ps(bits); }
-  static __mmask16 mask(int64_t count) { return static_cast<__mmask16>(count >= 16 ? 0xffff : (1u << count) - 1); }
+  static __mmask16 mask(int64_t count) {
+    return static_cast<__mmask16>(count >= 16 ? 0xffff : count > 0 ? (1u << count) - 1 : 0);
+  }
 
   static float convert(const float* value) { return *value; }
   template <class T>
@@ -52,8 +54,9 @@ struct FloatLanes {
     return widen(_mm256_maskz_loadu_epi16(mask(count), from), from);
   }
   template <class T>
-  static __m512 load_across(const T* const (&from)[1], int64_t count) {
-    return load_input(from[0], count);
+  static void load_across(const T* const (&from)[1], int64_t count, __m512& low, __m512& high) {
+    low = count >= width ? load_input(from[0]) : load_input(from[0], count);
+    high = count >= 2 * width ? load_input(from[0] + width) : load_input(from[0] + width, count - width);
   }
 
   static __m512 in_register(__m512 v) {
@@ -106,7 +109,9 @@ struct DoubleLanes {
   static constexpr int packed_rows = 14;
   static constexpr int packed_vectors = 2;
 
-  static __mmask8 mask(int64_t count) { return static_cast<__mmask8>(count >= 8 ? 0xff : (1u << count) - 1); }
+  static __mmask8 mask(int64_t count) {
+    return static_cast<__mmask8>(count >= 8 ? 0xff : count > 0 ? (1u << count) - 1 : 0);
+  }
 
   static double convert(const double* value) { return *value; }
   static __m512d zero() { return _mm512_setzero_pd(); }
@@ -116,7 +121,10 @@ struct DoubleLanes {
 
   static __m512d load_input(const double* from) { return _mm512_loadu_pd(from); }
   static __m512d load_input(const double* from, int64_t count) { return _mm512_maskz_loadu_pd(mask(count), from); }
-  static __m512d load_across(const double* const (&from)[1], int64_t count) { return load_input(from[0], count); }
+  static void load_across(const double* const (&from)[1], int64_t count, __m512d& low, __m512d& high) {
+    low = count >= width ? load_input(from[0]) : load_input(from[0], count);
+    high = count >= 2 * width ? load_input(from[0] + width) : load_input(from[0] + width, count - width);
+  }
 
   static __m512d in_register(__m512d v) {
     asm("" : "+v"(v));

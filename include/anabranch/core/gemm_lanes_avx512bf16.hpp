@@ -40,10 +40,17 @@ struct Bfloat16PairLanes {
   static __m512i load_input(const bfloat16* from, int64_t count) {
     return _mm512_maskz_loadu_epi16(count >= 32 ? 0xffffffffu : (1u << count) - 1, from);
   }
-  static __m512i load_across(const bfloat16* const (&from)[2], int64_t count) {
-    const __m512i even = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask(count), from[0]));
-    const __m256i odd = from[1] ? _mm256_maskz_loadu_epi16(mask(count), from[1]) : _mm256_setzero_si256();
-    return _mm512_or_si512(even, _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
+  /// 32 columns of two rows (the second null past the end of k): one permutation makes a vector of their pairs.
+  static void load_across(const bfloat16* const (&from)[2], int64_t count, __m512i& low, __m512i& high) {
+    alignas(64) static constexpr uint16_t order[64] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                       8,  40, 9,  41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47,
+                                                       16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+                                                       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+    const __m512i even = count >= 32 ? load_input(from[0]) : load_input(from[0], count);
+    __m512i odd = _mm512_setzero_si512();
+    if (from[1]) odd = count >= 32 ? load_input(from[1]) : load_input(from[1], count);
+    low = _mm512_permutex2var_epi16(even, _mm512_load_si512(order), odd);
+    high = _mm512_permutex2var_epi16(even, _mm512_load_si512(order + 32), odd);
   }
 
   static __m512i in_register(__m512i v) {
@@ -58,6 +65,15 @@ struct Bfloat16PairLanes {
   static __m512 load_sum(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), from); }
   static void store_sum(float* to, __m512 v) { _mm512_storeu_ps(to, v); }
   static void store_sum(float* to, __m512 v, int64_t count) { _mm512_mask_storeu_ps(to, mask(count), v); }
+  /// The first `count` of 32 sums, rounded: a cache line at once.
+  static void store_rounded(bfloat16* to, __m512 low, __m512 high, int64_t count) {
+    const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low));
+    if (count >= 32) {
+      _mm512_storeu_si512(to, both);
+    } else {
+      _mm512_mask_storeu_epi16(to, (1u << count) - 1, both);
+    }
+  }
   static float reduce(__m512 v) { return _mm512_reduce_add_ps(v); }
 
   static void transpose(__m512i (&v)[16]) {

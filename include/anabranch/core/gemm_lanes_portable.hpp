@@ -6,7 +6,7 @@
 //   rows, vectors   the register tile: rows x (vectors * width) sums
 //   packed_rows, packed_vectors  that of a B packed beforehand: taller, so that B is read once for as many rows as fit
 //   load_input(pointer[, count])  `width * group` (or fewer, then zeros) inputs of any T, consecutive in memory
-//   load_across(pointers, count)  the same for `width` columns of `group` rows
+//   load_across(pointers, count, low, high)  the same for 2 * width columns of `group` rows: two vectors
 //   in_register(v)  v, loaded once however often it is used: GCC would repeat the load in every multiply_add
 //   transpose(v)  turns `width` Vectors, one per row, into one per column
 // Only code that is inlined by force or named after the instruction set may live here: the linker merges equal names
@@ -60,8 +60,9 @@ struct Lanes {
     return v;
   }
   template <class T>
-  static Vector load_across(const T* const (&from)[1], int64_t count) {
-    return count >= width ? load_input(from[0]) : load_input(from[0], count);
+  static void load_across(const T* const (&from)[1], int64_t count, Vector& low, Vector& high) {
+    low = count >= width ? load_input(from[0]) : load_input(from[0], count);
+    high = count >= 2 * width ? load_input(from[0] + width) : load_input(from[0] + width, count - width);
   }
 
   static Vector in_register(Vector v) { return v; }

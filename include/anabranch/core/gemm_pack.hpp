@@ -14,10 +14,11 @@ namespace anabranch::detail {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-/// Distance of panels for `k` values, in Packed elements; a multiple of width vectors, so whole transposed squares fit.
+/// Distance of panels for `k` values, in Packed elements: a multiple of width vectors, so whole transposed squares fit,
+/// and one more, so that equal steps of neighbouring panels, which are written together, lie in different cache sets.
 template <class Lanes>
 int64_t panel_size(int64_t k) {
-  return round_up((k + Lanes::group - 1) / Lanes::group, Lanes::width) * Lanes::width;
+  return (round_up((k + Lanes::group - 1) / Lanes::group, Lanes::width) + 1) * Lanes::width;
 }
 
 /// k is contiguous: squares of width x width are loaded along k and transposed.
@@ -62,9 +63,12 @@ void pack_outer_contiguous(const GemmOperand<T>& x, int64_t outer_begin, int64_t
       row[g] = p + g < k ? x.data + (x.k_ids ? x.k_ids[index] : index) * x.k_stride + outer_begin : nullptr;
     }
     typename Lanes::Packed* step = to + p / Lanes::group * width;
-    for (int64_t outer = 0; outer < outer_count; outer += width, step += size) {
-      Lanes::store(step, Lanes::load_across(row, outer_count - outer));
-      for (int g = 0; g < Lanes::group; ++g) row[g] = row[g] ? row[g] + width : nullptr;
+    for (int64_t outer = 0; outer < outer_count; outer += 2 * width, step += 2 * size) {
+      typename Lanes::Vector low, high;
+      Lanes::load_across(row, outer_count - outer, low, high);
+      Lanes::store(step, low);
+      if (outer + width < outer_count) Lanes::store(step + size, high);
+      for (int g = 0; g < Lanes::group; ++g) row[g] = row[g] ? row[g] + 2 * width : nullptr;
     }
   }
 }

@@ -20,6 +20,11 @@ namespace anabranch {
 
 namespace detail {
 
+// Columns of one tile: wide, because the rows of the weights are read along them, and no wider than keeps the tile of
+// sums in the L2 cache.
+inline constexpr int64_t hidden_tile_columns = 384;
+inline constexpr int64_t input_tile_columns = 768;
+
 template <class T>
 struct HiddenGradients {
   T* weighted_hidden;  // [entries, intermediate]
@@ -31,18 +36,18 @@ void hidden_backward(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunk
                      const HiddenGradients<T>& hidden, accumulate_t<T>* partial_dots) {
   using Sum = accumulate_t<T>;
   const auto rows = row_kernels<T>();
-  const int64_t parts = ffn.num_parts(), blocks = ceil_div(ffn.intermediate, ffn_tile_columns);
+  const int64_t parts = ffn.num_parts(), blocks = ceil_div(ffn.intermediate, hidden_tile_columns);
   const int64_t routed = ffn.group_offsets[ffn.num_experts];
   const int workers = gemm_workers(2 * routed * ffn.out_features * ffn.intermediate);
   parallel_tiles(static_cast<int64_t>(chunks.size()) * blocks, workers, [&](int64_t tile, int) {
     const RowChunk& chunk = chunks[tile / blocks];
-    const int64_t block = tile % blocks, first = block * ffn_tile_columns;
-    const int64_t count = std::min(ffn_tile_columns, ffn.width(chunk.group) - first);
+    const int64_t block = tile % blocks, first = block * hidden_tile_columns;
+    const int64_t count = std::min(hidden_tile_columns, ffn.width(chunk.group) - first);
     if (count <= 0) {
       std::fill(partial_dots + block * routed + chunk.begin, partial_dots + block * routed + chunk.end, Sum(0));
       return;
     }
-    const auto scratch = Scratch<Sum>::of_this_thread(ffn_tile_rows * ffn_tile_columns);
+    const auto scratch = Scratch<Sum>::of_this_thread(ffn_tile_rows * hidden_tile_columns);
     const GemmOperand<T> a{dy, ffn.out_features, 1, ffn.item_ids + chunk.begin};
     const GemmOperand<T> b{ffn.down.weight + chunk.group * ffn.down.expert_stride + first * ffn.down.in_stride,
                            ffn.down.in_stride, ffn.down.out_stride};
@@ -65,7 +70,7 @@ void weights_backward(const ExpertFfn<T>& ffn, const T* dy, const accumulate_t<T
                       accumulate_t<T>* dweights) {
   using Sum = accumulate_t<T>;
   const auto rows = row_kernels<T>();
-  const int64_t routed = ffn.group_offsets[ffn.num_experts], blocks = ceil_div(ffn.intermediate, ffn_tile_columns);
+  const int64_t routed = ffn.group_offsets[ffn.num_experts], blocks = ceil_div(ffn.intermediate, hidden_tile_columns);
   parallel_tiles(ffn.num_groups(), workers_for(ffn.group_offsets[ffn.num_groups()], 64), [&](int64_t g, int) {
     for (int64_t e = ffn.group_offsets[g]; e < ffn.group_offsets[g + 1]; ++e) {
       const T* upstream = dy + ffn.item_ids[e] * ffn.out_features;
@@ -87,19 +92,19 @@ void input_backward(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks
   using Sum = accumulate_t<T>;
   const int64_t parts = ffn.num_parts(), routed = ffn.group_offsets[ffn.num_experts];
   const int64_t block = block_columns<Sum>(routed, ffn.in_features);
-  const AlignedBytes bytes = aligned_bytes(routed * block * sizeof(Sum));
-  Sum* const sums = reinterpret_cast<Sum*>(bytes.get());
+  const Temporary<Sum> block_sums(routed * block);
+  Sum* const sums = block_sums.data();
   std::vector<int32_t> features(ffn.intermediate), gate_rows(ffn.intermediate), up_rows(ffn.intermediate);
   for (int64_t j = 0; j < ffn.intermediate; ++j) {
     gate_rows[j] = static_cast<int32_t>(ffn.gate_up_row(0, j));
     up_rows[j] = static_cast<int32_t>(ffn.gate_up_row(1, j));
   }
   for (int64_t first = 0; first < ffn.in_features; first += block) {
-    const int64_t width = std::min(block, ffn.in_features - first), tiles = ceil_div(width, ffn_tile_columns);
+    const int64_t width = std::min(block, ffn.in_features - first), tiles = ceil_div(width, input_tile_columns);
     const int workers = gemm_workers(2 * routed * parts * ffn.intermediate * width);
     parallel_tiles(static_cast<int64_t>(chunks.size()) * tiles, workers, [&](int64_t tile, int) {
       const RowChunk& chunk = chunks[tile / tiles];
-      const int64_t column = tile % tiles * ffn_tile_columns, count = std::min(ffn_tile_columns, width - column);
+      const int64_t column = tile % tiles * input_tile_columns, count = std::min(input_tile_columns, width - column);
       const auto scratch = Scratch<Sum>::of_this_thread(0);
       for (int64_t part = 0; part < parts; ++part) {
         const GemmOperand<T> a{dpre_activation + (chunk.begin * parts + part) * ffn.intermediate,
@@ -138,31 +143,37 @@ void outer_products(const ExpertFfn<T>& ffn, const EntryRows<T>& left, const Ent
   if (column_stride != 1 && row_stride == 1) {  // rows of the gradient must run along its unit stride
     return outer_products(ffn, right, left, n, m, n_of, m_of, frozen, to, expert_stride, column_stride, row_stride);
   }
-  constexpr int64_t tile_m = 192, tile_n = 384;
   const auto rows = row_kernels<T>();
+  constexpr int64_t tile_m = 384, tile_n = 768;
   const int64_t tiles_m = ceil_div(m, tile_m), tiles_n = ceil_div(n, tile_n);
   const int64_t work = 2 * m * n * (ffn.group_offsets[ffn.num_experts] + ffn.num_experts);
   parallel_tiles(ffn.num_experts * tiles_m * tiles_n, gemm_workers(work), [&](int64_t tile, int) {
     const int64_t g = tile / (tiles_m * tiles_n);
     const int64_t first_m = tile / tiles_n % tiles_m * tile_m, size_m = std::min(tile_m, m - first_m);
     const int64_t first_n = tile % tiles_n * tile_n, size_n = std::min(tile_n, n - first_n);
-    const int64_t used_m = std::clamp<int64_t>(m_of(g) - first_m, 0, size_m);
-    const int64_t used_n = std::clamp<int64_t>(n_of(g) - first_n, 0, size_n);
     const int64_t begin = ffn.group_offsets[g], count = ffn.group_offsets[g + 1] - begin;
+    const bool used = count > 0 && !(frozen && frozen[g]);
+    const int64_t used_m = used ? std::clamp<int64_t>(m_of(g) - first_m, 0, size_m) : 0;
+    const int64_t used_n = used_m > 0 ? std::clamp<int64_t>(n_of(g) - first_n, 0, size_n) : 0;
     T* const corner = to + g * expert_stride + first_m * row_stride + first_n * column_stride;
-    const bool empty = count == 0 || used_m == 0 || used_n == 0 || (frozen && frozen[g]);
-    const auto scratch = Scratch<Sum>::of_this_thread(tile_m * tile_n);
-    Sum* const sums = scratch.tile;
-    if (empty || used_m < size_m || used_n < size_n) std::fill(sums, sums + size_m * size_n, Sum(0));
-    if (!empty) {
-      gemm(used_m, used_n, count, left.columns(begin, first_m), right.columns(begin, first_n), sums, size_n, false,
-           scratch.workspace);
+    const auto zero = [&](int64_t i, int64_t j) {
+      for (; j < size_n; ++j) corner[i * row_stride + j * column_stride] = T(0.0f);
+    };
+    for (int64_t i = 0; i < size_m; ++i) zero(i, i < used_m ? used_n : 0);
+    if (used_n == 0) return;
+    const GemmOperand<T> a = left.columns(begin, first_m), b = right.columns(begin, first_n);
+    if (column_stride == 1 && count <= gemm_max_stored_k) {
+      const auto scratch = Scratch<Sum>::of_this_thread(0);
+      return gemm_stored(used_m, used_n, count, a, b, corner, row_stride, scratch.workspace);
     }
-    for (int64_t i = 0; i < size_m; ++i) {
+    const auto scratch = Scratch<Sum>::of_this_thread(tile_m * tile_n);
+    gemm(used_m, used_n, count, a, b, scratch.tile, used_n, false, scratch.workspace);
+    for (int64_t i = 0; i < used_m; ++i) {
+      const Sum* sums = scratch.tile + i * used_n;
       if (column_stride == 1) {
-        rows.store(size_n, sums + i * size_n, corner + i * row_stride);
+        rows.store(used_n, sums, corner + i * row_stride);
       } else {
-        for (int64_t j = 0; j < size_n; ++j) corner[i * row_stride + j * column_stride] = T(sums[i * size_n + j]);
+        for (int64_t j = 0; j < used_n; ++j) corner[i * row_stride + j * column_stride] = T(sums[j]);
       }
     }
   });
@@ -232,12 +243,10 @@ void expert_ffn_backward_cpu(const ExpertFfn<T>& ffn, const T* dy, const T* pre_
   using Sum = accumulate_t<T>;
   const auto chunks = detail::row_chunks(ffn.group_offsets, ffn.num_experts, detail::ffn_tile_rows);
   const int64_t routed = ffn.group_offsets[ffn.num_experts], inner = ffn.intermediate;
-  const auto hidden_bytes = aligned_bytes(routed * inner * sizeof(T));
-  const auto dpre_bytes = aligned_bytes(routed * ffn.num_parts() * inner * sizeof(T));
-  const auto dots_bytes = aligned_bytes(routed * detail::ceil_div(inner, detail::ffn_tile_columns) * sizeof(Sum));
-  const detail::HiddenGradients<T> hidden{reinterpret_cast<T*>(hidden_bytes.get()),
-                                          reinterpret_cast<T*>(dpre_bytes.get())};
-  Sum* const partial_dots = reinterpret_cast<Sum*>(dots_bytes.get());
+  const Temporary<T> weighted_hidden(routed * inner), dpre_activation(routed * ffn.num_parts() * inner);
+  const Temporary<Sum> dots(routed * detail::ceil_div(inner, detail::hidden_tile_columns));
+  const detail::HiddenGradients<T> hidden{weighted_hidden.data(), dpre_activation.data()};
+  Sum* const partial_dots = dots.data();
   detail::hidden_backward(ffn, chunks, dy, pre_activation, hidden, partial_dots);
   if (gradients.weights) detail::weights_backward(ffn, dy, partial_dots, gradients.weights);
   if (gradients.x) detail::input_backward(ffn, chunks, dy, hidden.dpre_activation, gradients.x);

@@ -172,8 +172,8 @@ void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chun
   const auto rows = row_kernels<T>();
   const int64_t routed = ffn.group_offsets[ffn.num_experts];
   const int64_t block = block_columns<Sum>(routed, ffn.out_features);
-  const AlignedBytes bytes = aligned_bytes(routed * block * sizeof(Sum));
-  Sum* const sums = reinterpret_cast<Sum*>(bytes.get());
+  const Temporary<Sum> block_sums(routed * block);
+  Sum* const sums = block_sums.data();
   for (int64_t first = 0; first < ffn.out_features; first += block) {
     const int64_t width = std::min(block, ffn.out_features - first);
     const int64_t tiles = ceil_div(width, ffn_tile_columns);
@@ -195,10 +195,9 @@ void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chun
 template <class T, class Products>
 void expert_ffn_forward(const ExpertFfn<T>& ffn, const Products& products, T* y, T* pre_activation) {
   const auto chunks = row_chunks(ffn.group_offsets, ffn.num_experts, ffn_tile_rows);
-  const auto bytes = aligned_bytes(ffn.group_offsets[ffn.num_experts] * ffn.intermediate * sizeof(T));
-  T* const hidden = reinterpret_cast<T*>(bytes.get());
-  gate_up_and_activate(ffn, chunks, products, hidden, pre_activation);
-  down_and_combine(ffn, chunks, products, hidden, y);
+  const Temporary<T> hidden(ffn.group_offsets[ffn.num_experts] * ffn.intermediate);
+  gate_up_and_activate(ffn, chunks, products, hidden.data(), pre_activation);
+  down_and_combine(ffn, chunks, products, hidden.data(), y);
 }
 
 }  // namespace detail

@@ -43,7 +43,12 @@ __device__ __forceinline__ Pair unpack_pair(uint32_t packed) {
 }
 
 /// 1 / (1 + exp(-x)) to a few units of float's last place: the result is rounded to 16 bits soon after.
-__device__ __forceinline__ float fast_sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ __forceinline__ float fast_sigmoid(float x) {
+  float power, sigmoid;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(sigmoid) : "f"(1.0f + power));
+  return sigmoid;
+}
 
 #else
 

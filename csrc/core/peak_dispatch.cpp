@@ -1,0 +1,89 @@
+// peak_flops() and read_bandwidth(): runs the loops of the detected instruction set on several threads at once.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <vector>
+
+#include "anabranch/core/cpu_features.hpp"
+#include "anabranch/core/memory.hpp"
+#include "anabranch/core/parallel.hpp"
+#include "anabranch/core/peak.hpp"
+
+namespace anabranch {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Loop = double (*)(int64_t rounds);
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+Loop multiply_adds([[maybe_unused]] bool bf16) {
+#if defined(__x86_64__)
+  const CpuIsa isa = detected_cpu_isa();
+  if (bf16 && isa == CpuIsa::avx512_bf16) return multiply_adds_avx512_bf16;
+  if (isa >= CpuIsa::avx512) return multiply_adds_avx512;
+  if (isa == CpuIsa::avx2) return multiply_adds_avx2;
+#endif
+  return multiply_adds_portable;
+}
+
+/// FLOP/s of one stretch: what all workers did between its start and the last one's end. Workers need not meet, so a
+/// host that runs them one after the other is measured as what it is.
+double flops_of_stretch(Loop loop, int num_workers, double seconds) {
+  constexpr int64_t rounds = 1000;  // some microseconds between looks at the clock
+  std::vector<double> flops(num_workers);
+  const auto start = Clock::now();
+  parallel_workers(num_workers, [&](int worker) {
+    double done = 0;
+    do done += loop(rounds);
+    while (seconds_since(start) < seconds);
+    flops[worker] = done;
+  });
+  const double elapsed = seconds_since(start);
+  double total = 0;
+  for (double done : flops) total += done;
+  return total / elapsed;
+}
+
+}  // namespace
+
+double peak_flops(bool bf16, int num_workers, double seconds) {
+  constexpr int stretches = 50;
+  const Loop loops[] = {multiply_adds(false), multiply_adds(bf16)};
+  const int num_loops = loops[0] == loops[1] ? 1 : 2;
+  double best = 0;
+  for (int stretch = 0; stretch < stretches; ++stretch)
+    for (int i = 0; i < num_loops; ++i)
+      best = std::max(best, flops_of_stretch(loops[i], num_workers, seconds / (stretches * num_loops)));
+  return best;
+}
+
+double read_bandwidth(std::size_t bytes, int num_workers, int repeats) {
+  constexpr std::size_t words_per_line = 8;  // of the line
+  const auto lines = static_cast<int64_t>(bytes / (words_per_line * sizeof(uint64_t)));
+  const AlignedBytes memory = aligned_bytes(bytes);
+  const auto* words = reinterpret_cast<const uint64_t*>(memory.get());
+  const auto share = [&](int worker) { return lines * worker / num_workers; };
+  // Each worker writes what it will read: pages then lie on its own node, and none is the shared page of zeros.
+  parallel_workers(num_workers, [&](int worker) {
+    const int64_t line_bytes = words_per_line * sizeof(uint64_t);
+    std::memset(memory.get() + share(worker) * line_bytes, 1, (share(worker + 1) - share(worker)) * line_bytes);
+  });
+  double best = 0;
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    const auto start = Clock::now();
+    parallel_workers(num_workers, [&](int worker) {
+      uint64_t sum[4] = {};  // of each of four lines a round, so that no addition waits for another
+      const int64_t end = share(worker + 1);
+      int64_t line = share(worker);
+      for (; line + 4 <= end; line += 4)
+        for (int i = 0; i < 4; ++i) sum[i] += words[(line + i) * words_per_line];
+      volatile uint64_t used = sum[0] + sum[1] + sum[2] + sum[3];  // or nothing would be read
+      (void)used;
+    });
+    best = std::max(best, static_cast<double>(bytes) / seconds_since(start));
+  }
+  return best;
+}
+
+}  // namespace anabranch

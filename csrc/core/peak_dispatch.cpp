@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "anabranch/core/cpu_features.hpp"
@@ -27,22 +28,33 @@ Loop multiply_adds([[maybe_unused]] bool bf16) {
   return multiply_adds_portable;
 }
 
-/// FLOP/s of one stretch: what all workers did between its start and the last one's end. Workers need not meet, so a
-/// host that runs them one after the other is measured as what it is.
+/// Seconds from the first worker's begin to the last one's end of work(worker). Neither waking them nor waiting for
+/// them counts, which on a busy machine takes longer than a stretch; a host that runs them one after the other is
+/// measured as what it is.
+template <class Work>
+double busy_seconds(int num_workers, Work&& work) {
+  std::vector<Clock::time_point> begin(num_workers), end(num_workers);
+  parallel_workers(num_workers, [&](int worker) {
+    begin[worker] = Clock::now();
+    work(worker);
+    end[worker] = Clock::now();
+  });
+  return std::chrono::duration<double>(*std::max_element(end.begin(), end.end()) -
+                                       *std::min_element(begin.begin(), begin.end()))
+      .count();
+}
+
 double flops_of_stretch(Loop loop, int num_workers, double seconds) {
   constexpr int64_t rounds = 1000;  // some microseconds between looks at the clock
   std::vector<double> flops(num_workers);
-  const auto start = Clock::now();
-  parallel_workers(num_workers, [&](int worker) {
+  const double elapsed = busy_seconds(num_workers, [&](int worker) {
+    const auto start = Clock::now();
     double done = 0;
     do done += loop(rounds);
     while (seconds_since(start) < seconds);
     flops[worker] = done;
   });
-  const double elapsed = seconds_since(start);
-  double total = 0;
-  for (double done : flops) total += done;
-  return total / elapsed;
+  return std::accumulate(flops.begin(), flops.end(), 0.0) / elapsed;
 }
 
 }  // namespace
@@ -71,8 +83,7 @@ double read_bandwidth(std::size_t bytes, int num_workers, int repeats) {
   });
   double best = 0;
   for (int repeat = 0; repeat < repeats; ++repeat) {
-    const auto start = Clock::now();
-    parallel_workers(num_workers, [&](int worker) {
+    const double seconds = busy_seconds(num_workers, [&](int worker) {
       uint64_t sum[4] = {};  // of each of four lines a round, so that no addition waits for another
       const int64_t end = share(worker + 1);
       int64_t line = share(worker);
@@ -81,7 +92,7 @@ double read_bandwidth(std::size_t bytes, int num_workers, int repeats) {
       volatile uint64_t used = sum[0] + sum[1] + sum[2] + sum[3];  // or nothing would be read
       (void)used;
     });
-    best = std::max(best, static_cast<double>(bytes) / seconds_since(start));
+    best = std::max(best, static_cast<double>(bytes) / seconds);
   }
   return best;
 }

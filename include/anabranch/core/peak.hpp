@@ -12,7 +12,7 @@ namespace anabranch {
 /// FLOP/s of `num_workers` threads together, a multiply-add counted as two: vector multiply-adds between registers,
 /// with more independent sums than the units' latency can use. float32 counts FMA (a multiply and an add where the
 /// baseline has none). bfloat16 counts the faster of that and vdpbf16ps, since a product of bfloat16 may use either.
-/// Matrix units (AMX) are not counted: no kernel here uses them. Takes `seconds`, in ten stretches; the best one
+/// Matrix units (AMX) are not counted: no kernel here uses them. Takes `seconds`, in fifty stretches; the best one
 /// counts, in which nothing else disturbed the threads.
 double peak_flops(bool bf16, int num_workers, double seconds);
 

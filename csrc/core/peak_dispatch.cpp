@@ -1,4 +1,6 @@
 // peak_flops() and read_bandwidth(): runs the loops of the detected instruction set on several threads at once.
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -18,6 +20,13 @@ using Loop = double (*)(int64_t rounds);
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
+/// Seconds that this thread has run: without those in which something else had its core.
+double thread_seconds() {
+  timespec now{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
 Loop multiply_adds([[maybe_unused]] bool bf16) {
 #if defined(__x86_64__)
   const CpuIsa isa = detected_cpu_isa();
@@ -28,9 +37,23 @@ Loop multiply_adds([[maybe_unused]] bool bf16) {
   return multiply_adds_portable;
 }
 
-/// Seconds from the first worker's begin to the last one's end of work(worker). Neither waking them nor waiting for
-/// them counts, which on a busy machine takes longer than a stretch; a host that runs them one after the other is
-/// measured as what it is.
+/// FLOP/s of one stretch, all workers at work: the sum of each one's FLOPs over its own running time. Over wall time it
+/// would count who came late because another program had the core, which on a busy machine is every stretch.
+double flops_of_stretch(Loop loop, int num_workers, double seconds) {
+  constexpr int64_t rounds = 10000;  // some 30 microseconds between looks at the clock
+  std::vector<double> rates(num_workers);
+  parallel_workers(num_workers, [&](int worker) {
+    const auto start = Clock::now();
+    const double before = thread_seconds();
+    double done = 0;
+    do done += loop(rounds);
+    while (seconds_since(start) < seconds);
+    rates[worker] = done / (thread_seconds() - before);
+  });
+  return std::accumulate(rates.begin(), rates.end(), 0.0);
+}
+
+/// Seconds from the first worker's begin to the last one's end of work(worker), without the time to wake them.
 template <class Work>
 double busy_seconds(int num_workers, Work&& work) {
   std::vector<Clock::time_point> begin(num_workers), end(num_workers);
@@ -42,19 +65,6 @@ double busy_seconds(int num_workers, Work&& work) {
   return std::chrono::duration<double>(*std::max_element(end.begin(), end.end()) -
                                        *std::min_element(begin.begin(), begin.end()))
       .count();
-}
-
-double flops_of_stretch(Loop loop, int num_workers, double seconds) {
-  constexpr int64_t rounds = 1000;  // some microseconds between looks at the clock
-  std::vector<double> flops(num_workers);
-  const double elapsed = busy_seconds(num_workers, [&](int worker) {
-    const auto start = Clock::now();
-    double done = 0;
-    do done += loop(rounds);
-    while (seconds_since(start) < seconds);
-    flops[worker] = done;
-  });
-  return std::accumulate(flops.begin(), flops.end(), 0.0) / elapsed;
 }
 
 }  // namespace

@@ -12,8 +12,9 @@ namespace anabranch {
 /// FLOP/s of `num_workers` threads together, a multiply-add counted as two: vector multiply-adds between registers,
 /// with more independent sums than the units' latency can use. float32 counts FMA (a multiply and an add where the
 /// baseline has none). bfloat16 counts the faster of that and vdpbf16ps, since a product of bfloat16 may use either.
-/// Matrix units (AMX) are not counted: no kernel here uses them. Takes `seconds`, in fifty stretches; the best one
-/// counts, in which nothing else disturbed the threads.
+/// Matrix units (AMX) are not counted: no kernel here uses them. All threads work at once, so that clocks and shared
+/// cores are those of a full machine; each one's rate is over the time that it really ran, and the rates are added.
+/// Takes `seconds`, in fifty stretches; the best one counts.
 double peak_flops(bool bf16, int num_workers, double seconds);
 
 /// Bytes/s that `num_workers` threads together read, front to back: one word of every cache line of `bytes` bytes on

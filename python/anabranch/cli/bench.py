@@ -63,19 +63,21 @@ def run(settings: Settings) -> int:
     torch.manual_seed(0)
     print(f"{device_name(device)}; torch {torch.__version__}; {shape}; median of {settings.repeats}", flush=True)
     try:
-        limits = _limits(settings, device)
+        limits = _limits(settings, device, "limits")
         print(header(), flush=True)
         rows = []
         for row in _rows(settings, shape, device, limits):
             print(format_row(row), flush=True)
             rows.append(row)
+        # Far from the first ones, another program was at work during the run and the percentages are worth little.
+        after = _limits(settings, device, "limits after")
     finally:
         torch.set_num_threads(before)
-    _write(settings, shape, device, limits, rows)
+    _write(settings, shape, device, {"limits": limits, "limits_after": after}, rows)
     return 0
 
 
-def _limits(settings: Settings, device: torch.device) -> dict[tuple[str, int], Limits]:
+def _limits(settings: Settings, device: torch.device, label: str) -> dict[tuple[str, int], Limits]:
     wanted = {dtype for mode in settings.modes for dtype in settings.dtypes_of(mode)}
     limits = {}
     for dtype in (name for name in DTYPES if name in wanted):
@@ -154,7 +156,11 @@ def _percent(value: float | None) -> str:
 
 
 def _write(
-    settings: Settings, shape: Shape, device: torch.device, limits: dict[tuple[str, int], Limits], rows: list[Row]
+    settings: Settings,
+    shape: Shape,
+    device: torch.device,
+    limits: dict[str, dict[tuple[str, int], Limits]],
+    rows: list[Row],
 ) -> None:
     title = f"{device_name(device)}, torch {torch.__version__}"
     if settings.json is not None:
@@ -162,10 +168,13 @@ def _write(
             "device": device_name(device),
             "torch": torch.__version__,
             "shape": dataclasses.asdict(shape),
-            "limits": [
-                {"dtype": dtype, "threads": threads, **dataclasses.asdict(found)}
-                for (dtype, threads), found in limits.items()
-            ],
+            **{
+                when: [
+                    {"dtype": dtype, "threads": threads, **dataclasses.asdict(one)}
+                    for (dtype, threads), one in found.items()
+                ]
+                for when, found in limits.items()
+            },
             "rows": [{**dataclasses.asdict(row), "ours": row.ours, "of_limit": row.of_limit(row.ours)} for row in rows],
         }
         settings.json.write_text(json.dumps(record, indent=1) + "\n")

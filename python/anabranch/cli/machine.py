@@ -11,7 +11,7 @@ import torch
 
 from anabranch.core.library import ops
 
-_PEAK_SECONDS, _READ_REPEATS = 0.3, 10
+_PEAK_SECONDS, _READ_REPEATS = 0.3, 20
 _MEGABYTE = 1 << 20
 
 

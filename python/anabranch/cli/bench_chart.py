@@ -8,7 +8,7 @@ from itertools import groupby
 
 from anabranch.cli.bench_rows import Row
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 760, 90, 70, 74
+_WIDTH, _LEFT, _RIGHT, _TOP = 760, 90, 78, 74
 _ROW, _GROUP = 20, 34
 _BAR, _INK, _FAINT = "#2f6db3", "#22282e", "#e1e5e9"
 # Name, its shape and colour; shapes differ so that no one needs to tell colours apart.
@@ -18,7 +18,7 @@ _MARKS = {
     "torch": ("circle", "#d9822b"),
     "transformers": ("square", "#b5403a"),
 }
-_NAMES = {"int8": "ours, int8 (of its own limit)", "unpacked": "ours, unpacked"}
+_NAMES = {"int8": "int8, of its own limit"}
 
 
 def chart(title: str, rows: Sequence[Row]) -> str:
@@ -73,7 +73,7 @@ def _row(row: Row, y: float) -> list[str]:
     lines = [
         _text(_LEFT - 8, middle + 4, f"{row.tokens}", "end"),
         f'<rect x="{_LEFT}" y="{y + 4:.1f}" width="{_x(share) - _LEFT:.1f}" height="{_ROW - 8}" fill="{_BAR}"/>',
-        _text(_WIDTH - _RIGHT + 40, middle + 4, f"{share:.0%}", "end", "bold"),
+        _text(_WIDTH - 16, middle + 4, f"{share:.0%}", "end", "bold"),
     ]
     for name, (shape, color) in _MARKS.items():
         reached = row.of_limit(name)
@@ -94,8 +94,9 @@ def _mark(shape: str, color: str, x: float, y: float) -> str:
 
 
 def _legend(names: set[str]) -> list[str]:
-    ours = "ours, packed" if "packed" in names else "ours"
-    items, x = [f'<rect x="16" y="52" width="14" height="12" fill="{_BAR}"/>', _text(36, 62, ours, "start")], 130.0
+    ours = "ours: packed, or as they are in training" if "packed" in names else "ours"
+    items = [f'<rect x="16" y="52" width="14" height="12" fill="{_BAR}"/>', _text(36, 62, ours, "start")]
+    x = 56 + 6.4 * len(ours)
     for name, (shape, color) in _MARKS.items():
         if name in names and not (name == "unpacked" and "packed" not in names):
             label = _NAMES.get(name, name)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from anabranch.cli.machine import Limits
+from anabranch.cli.machine import Limits, last_cache_bytes
 
 Contenders = dict[str, Callable[[], object]]
 OURS = ("packed", "int8", "unpacked")  # the names that mean this library, the preferred one first
@@ -79,20 +79,24 @@ class Row:
 class Stopwatch(Protocol):
     """How calls are timed on one kind of device."""
 
-    def prepare(self, call: Callable[[], object], tokens: int) -> tuple[Callable[[], object], bool]:
-        """The call as it is to be repeated, and whether it stayed eager where a graph was wanted."""
+    def prepare(self, call: Callable[[], object], small: bool) -> tuple[Callable[[], object], bool]:
+        """The call as it is to be repeated, and whether a small one stayed eager where a graph was wanted."""
 
     def milliseconds(self, call: Callable[[], object]) -> float:
         """Time of one call."""
 
 
 class CpuStopwatch:
-    """Wall time. Weights of a real shape are many times the caches, so nothing has to be flushed."""
+    """Wall time from a cold cache: twice its bytes are read before each call, as other layers' weights would be."""
 
-    def prepare(self, call: Callable[[], object], tokens: int) -> tuple[Callable[[], object], bool]:
+    def __init__(self) -> None:
+        self._others = torch.ones(max(2 * last_cache_bytes(), 64 << 20) // 4)
+
+    def prepare(self, call: Callable[[], object], small: bool) -> tuple[Callable[[], object], bool]:
         return call, False
 
     def milliseconds(self, call: Callable[[], object]) -> float:
+        self._others.sum()
         start = time.perf_counter()
         result = call()
         elapsed = 1e3 * (time.perf_counter() - start)
@@ -101,7 +105,8 @@ class CpuStopwatch:
 
 
 class CudaStopwatch:
-    """Events around the call on the current stream, after a write of several times the L2 cache; graphs for few tokens.
+    """Events around the call on the current stream, after a write of several times the L2 cache; a graph for few
+    tokens without gradients.
 
     The write also keeps the GPU busy while the host launches what is timed.
     """
@@ -110,8 +115,8 @@ class CudaStopwatch:
         self._device = device
         self._flush = torch.empty(512 << 20, dtype=torch.uint8, device=device)
 
-    def prepare(self, call: Callable[[], object], tokens: int) -> tuple[Callable[[], object], bool]:
-        if tokens > _GRAPH_TOKENS:
+    def prepare(self, call: Callable[[], object], small: bool) -> tuple[Callable[[], object], bool]:
+        if not small:
             return call, False
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
@@ -139,7 +144,8 @@ class CudaStopwatch:
 
 def measure(workload: Workload, dtype: str, threads: int, limits: Limits, stopwatch: Stopwatch, repeats: int) -> Row:
     """Times the contenders in turn, `repeats` rounds after one to warm up, so that drift meets all of them alike."""
-    prepared = {name: stopwatch.prepare(call, workload.tokens) for name, call in workload.contenders.items()}
+    small = workload.tokens <= _GRAPH_TOKENS and not torch.is_grad_enabled()
+    prepared = {name: stopwatch.prepare(call, small) for name, call in workload.contenders.items()}
     times: dict[str, list[float]] = {name: [] for name in prepared}
     for round_ in range(repeats + 1):
         for name, (call, _) in prepared.items():

@@ -36,9 +36,18 @@ def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
     """
     if device.type == "cuda":
         return Limits(_matmul_flops(dtype, device), _copy_bandwidth(device))
-    size = max(512 * _MEGABYTE, 4 * _last_cache_bytes())
+    size = max(512 * _MEGABYTE, 4 * last_cache_bytes())
     peak = ops.peak_flops(dtype in (torch.bfloat16, torch.float16), _PEAK_SECONDS)
     return Limits(peak, ops.read_bandwidth(size, _READ_REPEATS))
+
+
+def last_cache_bytes() -> int:
+    """Bytes of all last-level caches together, 0 where Linux does not say."""
+    caches: dict[str, int] = {}
+    for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
+        size = (folder / "size").read_text().strip()  # like 32768K
+        caches[(folder / "shared_cpu_list").read_text()] = int(size.rstrip("K")) * 1024
+    return sum(caches.values())
 
 
 def device_name(device: torch.device) -> str:
@@ -51,15 +60,6 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _last_cache_bytes() -> int:
-    """Bytes of all last-level caches together, 0 where Linux does not say."""
-    caches: dict[str, int] = {}
-    for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
-        size = (folder / "size").read_text().strip()  # like 32768K
-        caches[(folder / "shared_cpu_list").read_text()] = int(size.rstrip("K")) * 1024
-    return sum(caches.values())
 
 
 def _cuda_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:

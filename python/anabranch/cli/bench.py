@@ -78,16 +78,18 @@ def run(settings: Settings) -> int:
 
 
 def _limits(settings: Settings, device: torch.device, label: str) -> dict[tuple[str, int], Limits]:
+    """Prints and returns the limits per dtype and number of threads."""
     wanted = {dtype for mode in settings.modes for dtype in settings.dtypes_of(mode)}
-    limits = {}
-    for dtype in (name for name in DTYPES if name in wanted):
-        for threads in settings.threads:
-            torch.set_num_threads(threads)
-            found = limits[dtype, threads] = measure_limits(DTYPES[dtype], device)
-            on = f"{threads} threads" if device.type == "cpu" else "GPU"
-            print(
-                f"limits: {dtype}, {on}: {found.peak / 1e9:.0f} GFLOP/s, {found.bandwidth / 1e9:.1f} GB/s", flush=True
-            )
+    limits: dict[tuple[str, int], Limits] = {}
+    for threads in settings.threads:
+        torch.set_num_threads(threads)
+        found = {dtype: measure_limits(DTYPES[dtype], device) for dtype in DTYPES if dtype in wanted}
+        bandwidth = max(of_dtype.bandwidth for of_dtype in found.values())  # knows no dtype: the best one is right
+        for dtype, of_dtype in found.items():
+            limits[dtype, threads] = Limits(of_dtype.peak, bandwidth)
+        peaks = ", ".join(f"{dtype} {of_dtype.peak / 1e9:.0f} GFLOP/s" for dtype, of_dtype in found.items())
+        on = f"{threads} threads" if device.type == "cpu" else "GPU"
+        print(f"{label}, {on}: {peaks}, {bandwidth / 1e9:.1f} GB/s", flush=True)
     return limits
 
 

@@ -23,13 +23,27 @@ SHAPE = Shape(experts=8, hidden=128, inner=96, top_k=2)
 
 
 def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "anabranch", "bench", "experts", *map(str, arguments)]
+    command = [sys.executable, "-m", "anabranch", "bench", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     out, drawing = tmp_path / "bench.json", tmp_path / "bench.svg"
-    arguments = ["--quick", "--tokens", 1, 9, "--threads", 1, "--repeats", 2, "--json", out, "--svg", drawing]
+    arguments = [
+        "experts",
+        "--quick",
+        "--tokens",
+        1,
+        9,
+        "--threads",
+        1,
+        "--repeats",
+        2,
+        "--json",
+        out,
+        "--svg",
+        drawing,
+    ]
     done = bench(*arguments)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())

@@ -1,4 +1,4 @@
-"""`python -m anabranch bench [room ...]`: our ops beside their peers and the machine's limit, as table, JSON and SVG.
+"""`python -m anabranch bench [room]`: our ops beside their peers and the machine's limit, as table, JSON and SVG.
 
 All contenders of one row run in turn in one process, so that a machine whose speed drifts treats them alike; their
 medians are compared. The limit is the larger of FLOPs over measured peak and bytes over measured bandwidth.

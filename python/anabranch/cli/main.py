@@ -24,7 +24,9 @@ def main(arguments: list[str]) -> int:
     demo.add_argument("--out", type=Path, default=Path("report.html"), help="default report.html")
     demo.add_argument("--seed", type=int, default=0)
     bench = commands.add_parser("bench", help="time the kernels beside their peers and the machine's limit")
-    bench.add_argument("room", nargs="*", choices=["experts"], help="default: all rooms")
+    bench.add_argument(
+        "room", nargs="?", choices=["experts"], default="experts", help="whose kernels (default experts)"
+    )
     bench.add_argument("--mode", nargs="+", choices=["forward", "variable_k", "training"], help="default: all")
     bench.add_argument(
         "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16, and float32 forward on the CPU"

@@ -10,14 +10,12 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <type_traits>
 #include <vector>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "anabranch/core/cpu_features.hpp"
 #include "anabranch/core/gemm_cpu.hpp"
+#include "anabranch/core/peak.hpp"
 
 namespace {
 
@@ -37,54 +35,6 @@ double fastest(int repeats, F&& f) {
   return best;
 }
 
-#if defined(__x86_64__)
-constexpr int fma_chains = 12;
-
-__attribute__((target("avx512f"))) void fma_loop_avx512(int rounds) {
-  __m512 sum[fma_chains] = {}, factor = _mm512_set1_ps(0.5f);
-  for (int round = 0; round < rounds; ++round) {
-#pragma GCC unroll 12
-    for (int i = 0; i < fma_chains; ++i) {
-      sum[i] = _mm512_fmadd_ps(factor, factor, sum[i]);
-      asm volatile("" : "+v"(sum[i]));
-    }
-  }
-}
-
-__attribute__((target("avx2,fma"))) void fma_loop_avx2(int rounds) {
-  __m256 sum[fma_chains] = {}, factor = _mm256_set1_ps(0.5f);
-  for (int round = 0; round < rounds; ++round) {
-#pragma GCC unroll 12
-    for (int i = 0; i < fma_chains; ++i) {
-      sum[i] = _mm256_fmadd_ps(factor, factor, sum[i]);
-      asm volatile("" : "+x"(sum[i]));
-    }
-  }
-}
-
-/// FLOP/s of float multiply-adds of the instruction set in use; 0 where no loop was written for it.
-double measure_peak() {
-  constexpr int rounds = 1000000;
-  if (cpu_isa() >= CpuIsa::avx512) return 2.0 * 16 * fma_chains * rounds / fastest(10, [] { fma_loop_avx512(rounds); });
-  if (cpu_isa() == CpuIsa::avx2) return 2.0 * 8 * fma_chains * rounds / fastest(10, [] { fma_loop_avx2(rounds); });
-  return 0;
-}
-#else
-double measure_peak() { return 0; }
-#endif
-
-double measure_bandwidth(const std::vector<uint64_t>& pool) {
-  volatile uint64_t sink = 0;
-  const double time = fastest(5, [&] {
-    uint64_t sum[8] = {};
-    for (std::size_t i = 0; i + 32 <= pool.size(); i += 32)  // one word of each of four lines
-      for (std::size_t line = 0; line < 4; ++line) sum[line] += pool[i + 8 * line];
-    sink = sum[0] + sum[1] + sum[2] + sum[3];
-  });
-  (void)sink;
-  return static_cast<double>(pool.size() * sizeof(uint64_t)) / time;
-}
-
 struct Machine {
   double peak, bandwidth;
   std::vector<uint64_t> pool;
@@ -94,10 +44,10 @@ struct Machine {
 void report(const Machine& machine, const char* form, const char* type, int64_t m, int64_t n, int64_t k, double bytes,
             double time) {
   const double flops = 2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k);
-  const double limit = std::max(machine.peak > 0 ? flops / machine.peak : 0, bytes / machine.bandwidth);
+  const double limit = std::max(flops / machine.peak, bytes / machine.bandwidth);
   std::printf("%-7s %-5s %5ld %5ld %5ld %9.1f %8.1f %7.1f %7.1f %7.1f\n", form, type, m, n, k, time * 1e6,
-              flops / time / 1e9, machine.peak > 0 ? 100 * flops / machine.peak / time : 0,
-              100 * bytes / machine.bandwidth / time, 100 * limit / time);
+              flops / time / 1e9, 100 * flops / machine.peak / time, 100 * bytes / machine.bandwidth / time,
+              100 * limit / time);
 }
 
 /// Time of one product, averaged over `count` products that f(index) makes; the fastest of some rounds.
@@ -113,7 +63,8 @@ double time_of_one(int64_t pool_matrices, double flops, F&& f) {
 }
 
 template <class T>
-void run(const Machine& machine, const char* type, int64_t tile) {
+void run(Machine& machine, const char* type, int64_t tile) {
+  machine.peak = peak_flops(std::is_same_v<T, bfloat16>, 1, 0.2);
   std::mt19937 generator(1);
   const T* pool = reinterpret_cast<const T*>(machine.pool.data());
   const int64_t pool_size = static_cast<int64_t>(machine.pool.size() * sizeof(uint64_t) / sizeof(T));
@@ -161,10 +112,10 @@ int main(int argc, char** argv) {
   Machine machine{};
   machine.pool.assign((std::size_t{512} << 20) / sizeof(uint64_t), 0x3f003f003f003f00);  // 0.5 in every type, nearly
   machine.workspace = std::aligned_alloc(64, gemm_workspace_bytes);
-  machine.peak = measure_peak();
-  machine.bandwidth = measure_bandwidth(machine.pool);
-  std::printf("%s, one thread: %.1f GFLOP/s float, %.1f GB/s read; n tile %ld\n", cpu_isa_name(cpu_isa()).data(),
-              machine.peak / 1e9, machine.bandwidth / 1e9, tile);
+  machine.bandwidth = read_bandwidth(machine.pool.size() * sizeof(uint64_t), 1, 5);
+  std::printf("%s, one thread: %.1f GFLOP/s float32, %.1f bfloat16, %.1f GB/s read; n tile %ld\n",
+              cpu_isa_name(cpu_isa()).data(), peak_flops(false, 1, 0.2) / 1e9, peak_flops(true, 1, 0.2) / 1e9,
+              machine.bandwidth / 1e9, tile);
   std::printf("%-7s %-5s %5s %5s %5s %9s %8s %7s %7s %7s\n", "form", "type", "m", "n", "k", "us", "GFLOP/s", "% peak",
               "% bw", "% limit");
   if (!*only || !std::strcmp(only, "bf16")) run<bfloat16>(machine, "bf16", tile);

@@ -1,6 +1,7 @@
 // The library's namespace in torch, its thread pool, and what it reports about the machine it runs on.
 #include "anabranch/core/cpu_features.hpp"
 #include "anabranch/core/parallel.hpp"
+#include "anabranch/core/peak.hpp"
 #include "torch.hpp"
 
 namespace anabranch {
@@ -26,16 +27,32 @@ void set_cpu_isa_op(int64_t isa) {
   set_cpu_isa(static_cast<CpuIsa>(isa));
 }
 
+double peak_flops_op(bool bf16, double seconds) {
+  check(seconds > 0 && seconds <= 60, "peak_flops: seconds is ", seconds, ", must be above 0 and at most 60");
+  return peak_flops(bf16, parallel_backend().num_threads(), seconds);
+}
+
+double read_bandwidth_op(int64_t bytes, int64_t repeats) {
+  check(bytes >= (int64_t{1} << 20), "read_bandwidth: bytes is ", bytes,
+        ", must be at least 1048576; use several times the last cache's size");
+  check(repeats >= 1 && repeats <= 1000, "read_bandwidth: repeats is ", repeats, ", must be 1 to 1000");
+  return read_bandwidth(static_cast<std::size_t>(bytes), parallel_backend().num_threads(), static_cast<int>(repeats));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(anabranch, m) {
   m.def("cpu_isa() -> int");
   m.def("set_cpu_isa(int isa) -> ()");
+  m.def("peak_flops(bool bfloat16, float seconds) -> float");
+  m.def("read_bandwidth(int bytes, int repeats) -> float");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(anabranch, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa_op));
   m.impl("set_cpu_isa", TORCH_BOX(&set_cpu_isa_op));
+  m.impl("peak_flops", TORCH_BOX(&peak_flops_op));
+  m.impl("read_bandwidth", TORCH_BOX(&read_bandwidth_op));
 }
 
 }  // namespace anabranch

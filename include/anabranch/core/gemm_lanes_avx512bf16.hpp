@@ -38,7 +38,7 @@ struct Bfloat16PairLanes {
 
   static __m512i load_input(const bfloat16* from) { return _mm512_loadu_si512(from); }
   static __m512i load_input(const bfloat16* from, int64_t count) {
-    return _mm512_maskz_loadu_epi16(count >= 32 ? 0xffffffffu : (1u << count) - 1, from);
+    return _mm512_maskz_loadu_epi16(count >= 32 ? 0xffffffffu : count > 0 ? (1u << count) - 1 : 0, from);
   }
   /// 32 columns of two rows (the second null past the end of k): one permutation makes a vector of their pairs.
   static void load_across(const bfloat16* const (&from)[2], int64_t count, __m512i& low, __m512i& high) {

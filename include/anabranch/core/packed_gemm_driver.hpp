@@ -27,19 +27,60 @@ void for_column_groups(int64_t n, F&& f) {
 template <class Lanes, class Stored>
 using PackedElement = std::conditional_t<(Lanes::group > 1), typename Lanes::Packed, Stored>;
 
+/// A group of columns of B by squares of width x width, loaded along k and transposed.
+template <class Lanes, class Stored>
+void pack_group_k_contiguous(int64_t n, int64_t first, int64_t vectors, int64_t k_begin, int64_t k,
+                             const GemmOperand<Stored>& b, typename Lanes::Packed* to) {
+  constexpr int64_t width = Lanes::width, group = Lanes::group;
+  const int64_t steps = (k + group - 1) / group;
+  for (int64_t v = 0; v < vectors; ++v) {
+    for (int64_t step = 0; step < steps; step += width) {
+      typename Lanes::Vector square[width];
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t column = (first + v) * width + i, inside = column < n ? column : n - 1;
+        const Stored* from = b.data + (b.outer_ids ? b.outer_ids[inside] : inside) * b.outer_stride + k_begin;
+        square[i] = Lanes::load_input(from + step * group, column < n ? k - step * group : 0);
+      }
+      Lanes::transpose(square);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < width; ++i) {
+        if (step + i < steps) Lanes::store(to + ((step + i) * vectors + v) * width, square[i]);
+      }
+    }
+  }
+}
+
+template <class Lanes, class Stored>
+void pack_group(int64_t n, int64_t first, int64_t vectors, int64_t k_begin, int64_t k, const GemmOperand<Stored>& b,
+                Stored* to) {
+  constexpr int64_t width = Lanes::width, group = Lanes::group;
+  for (int64_t p = k_begin; p < k_begin + k; p += group) {
+    for (int64_t column = first * width; column < (first + vectors) * width; ++column) {
+      for (int64_t g = p; g < p + group; ++g) *to++ = column < n && g < k_begin + k ? b(column, g) : Stored{};
+    }
+  }
+}
+
 template <class Lanes, class Stored>
 Stored* pack_matrix(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to) {
+  using Packed = typename Lanes::Packed;
   constexpr int64_t width = Lanes::width, group = Lanes::group;
   for (int64_t k0 = 0; k0 < k; k0 += gemm_block_k * group) {
-    const int64_t steps = (part_size(k0, k, gemm_block_k * group) + group - 1) / group;
+    const int64_t size = part_size(k0, k, gemm_block_k * group);
     for_column_groups<Lanes>(n, [&](int64_t first, int64_t vectors) {
-      for (int64_t step = 0; step < steps; ++step) {
-        for (int64_t column = first * width; column < (first + vectors) * width; ++column) {
-          for (int64_t p = k0 + step * group; p < k0 + (step + 1) * group; ++p) {
-            *to++ = column < n && p < k ? b(column, p) : Stored{};
-          }
+      // Where B is kept as it is multiplied, whole vectors can be moved.
+      constexpr bool moves_vectors = group > 1 || std::is_same_v<Stored, Packed>;
+      if constexpr (moves_vectors) {
+        if (is_k_contiguous(b)) {
+          pack_group_k_contiguous<Lanes>(n, first, vectors, k0, size, b, reinterpret_cast<Packed*>(to));
+        } else {
+          pack_group<Lanes>(n, first, vectors, k0, size, b, to);
         }
+      } else {
+        pack_group<Lanes>(n, first, vectors, k0, size, b, to);
       }
+      to += (size + group - 1) / group * group * vectors * width;
     });
   }
   return to;

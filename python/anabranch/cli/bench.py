@@ -1,160 +1,184 @@
-"""`python -m anabranch bench experts`: the expert FFN beside transformers and torch, and the machine's limit.
+"""`python -m anabranch bench [room]`: our ops beside their peers and the machine's limit, as table, JSON and SVG.
 
 All contenders of one row run in turn in one process, so that a machine whose speed drifts treats them alike; their
-medians are compared. The limit is the larger of FLOPs over measured peak and bytes of touched experts over bandwidth.
+medians are compared. The limit is the larger of FLOPs over measured peak and bytes over measured bandwidth.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from anabranch import plan
-from anabranch.cli.machine import cpu_name, peak_flops, read_bandwidth
-from anabranch.experts import expert_ffn
+from anabranch.cli.bench_chart import chart
+from anabranch.cli.bench_experts import Experts, Shape
+from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, Workload, measure
+from anabranch.cli.machine import Limits, device_name, measure_limits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+MODES = ("forward", "variable_k", "training")
+
+_TOKENS = {
+    "cpu": {"forward": [1, 16, 128, 512, 2048], "variable_k": [2048], "training": [128, 512, 2048]},
+    "cuda": {
+        "forward": [1, 16, 128, 512, 2048, 8192, 32768],
+        "variable_k": [2048, 32768],
+        "training": [128, 512, 2048, 32768],
+    },
+    "quick": {"forward": [1, 16], "variable_k": [64], "training": [16]},
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """Experts E, features H, expert width I, experts per token k."""
+class Settings:
+    """What to measure; None means the default of the mode and device: on the CPU float32 is measured forward only."""
 
-    experts: int = 128
-    hidden: int = 2048
-    inner: int = 768
-    top_k: int = 8
+    device: str
+    modes: list[str]
+    dtypes: list[str] | None
+    tokens: list[int] | None
+    threads: list[int]
+    repeats: int
+    quick: bool
+    json: Path | None
+    svg: Path | None
 
+    def dtypes_of(self, mode: str) -> list[str]:
+        if self.dtypes is not None:
+            return self.dtypes
+        return ["bfloat16", "float32"] if mode == "forward" and self.device == "cpu" else ["bfloat16"]
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the table; times are medians in milliseconds, None where a peer is not installed."""
-
-    dtype: str
-    threads: int
-    tokens: int
-    ours_ms: float
-    spread: float
-    torch_ms: float
-    transformers_ms: float | None
-    limit_ms: float
-
-
-def bench_experts(shape: Shape, dtypes: list[str], tokens: list[int], threads: list[int], repeats: int) -> list[Row]:
-    """Forward without gradients, every dtype, thread count and number of tokens."""
-    rows: list[Row] = []
-    before = torch.get_num_threads()
-    for dtype in dtypes:
-        gate_up = torch.randn(shape.experts, 2 * shape.inner, shape.hidden).mul_(0.02).to(DTYPES[dtype])
-        down = torch.randn(shape.experts, shape.hidden, shape.inner).mul_(0.02).to(DTYPES[dtype])
-        for count in threads:
-            torch.set_num_threads(count)
-            peak, bandwidth = peak_flops(DTYPES[dtype]), read_bandwidth()
-            print(
-                f"{dtype}, {count} threads: peak {peak / 1e9:.0f} GFLOP/s, reads {bandwidth / 1e9:.1f} GB/s", flush=True
-            )
-            for size in tokens:
-                rows.append(_row(shape, dtype, size, gate_up, down, peak, bandwidth, repeats))
-                print(format_row(rows[-1]), flush=True)
-        del gate_up, down
-    torch.set_num_threads(before)
-    return rows
+    def tokens_of(self, mode: str) -> list[int]:
+        return self.tokens or _TOKENS["quick" if self.quick else self.device][mode]
 
 
-def _row(
-    shape: Shape, dtype: str, tokens: int, gate_up: Tensor, down: Tensor, peak: float, bandwidth: float, repeats: int
-) -> Row:
-    x = torch.randn(tokens, shape.hidden).to(gate_up.dtype)
-    index = torch.rand(tokens, shape.experts).topk(shape.top_k).indices
-    weights = torch.rand(tokens, shape.top_k).softmax(1).to(gate_up.dtype)
-    contenders: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: expert_ffn(x, gate_up, down, plan.from_top_k(index, weights, num_groups=shape.experts)),
-        "torch": lambda: _torch_grouped_mm(x, gate_up, down, index, weights),
-    }
-    if (peer := _transformers_experts(gate_up, down)) is not None:
-        contenders["transformers"] = lambda: peer(x, index, weights)
-    with torch.no_grad():
-        times = _interleave(contenders, repeats)
-    element = gate_up.element_size()
-    touched = index.unique().numel()
-    size = 3 * shape.hidden * shape.inner
-    seconds = max(2 * size * index.numel() / peak, (touched * size + 2 * x.numel()) * element / bandwidth)
-    ours = times["ours"]
-    return Row(
-        dtype,
-        torch.get_num_threads(),
-        tokens,
-        statistics.median(ours),
-        (max(ours) - min(ours)) / statistics.median(ours),
-        statistics.median(times["torch"]),
-        statistics.median(times["transformers"]) if "transformers" in times else None,
-        seconds * 1e3,
-    )
-
-
-def _interleave(contenders: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(repeats + 1):
-        for name, call in contenders.items():
-            start = time.perf_counter()
-            call()
-            if round_:  # the first warms up
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return times
-
-
-def _torch_grouped_mm(x: Tensor, gate_up: Tensor, down: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Sorted pairs and torch's own grouped product: the shortest composition without this library."""
-    order = index.flatten().argsort(stable=True)
-    token = order // index.shape[1]
-    ends = torch.bincount(index.flatten(), minlength=gate_up.shape[0]).cumsum(0).int()
-    gate, up = F.grouped_mm(x[token], gate_up.mT, offs=ends).chunk(2, -1)
-    out = F.grouped_mm(F.silu(gate) * up, down.mT, offs=ends)
-    return torch.zeros_like(x).index_add_(0, token, out * weights.flatten()[order, None])
-
-
-def _transformers_experts(gate_up: Tensor, down: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
-    """transformers' default experts function over these weights, if transformers is installed."""
+def run(settings: Settings) -> int:
+    """Prints the table row by row, and writes the files that were asked for. Returns 0."""
+    device, before = torch.device(settings.device), torch.get_num_threads()
+    shape = Shape(8, 128, 96, 2) if settings.quick else Shape()
+    torch.manual_seed(0)
+    print(f"{device_name(device)}; torch {torch.__version__}; {shape}; median of {settings.repeats}", flush=True)
     try:
-        from transformers.integrations import moe
-    except ImportError:
-        return None
-    experts: Any = nn.Module()
-    experts.num_experts, experts.act_fn = gate_up.shape[0], nn.SiLU()
-    experts.gate_up_proj, experts.down_proj = gate_up, down
-    experts.has_bias = experts.is_transposed = experts.has_post_expert_norm = experts._is_expert_parallel = False
-    experts.has_gate = experts.is_concatenated = True
-    experts._apply_gate = lambda hidden: moe._default_apply_gate(experts, hidden)
-    return lambda x, index, weights: moe.grouped_mm_experts_forward(experts, x, index, weights)
+        limits = _limits(settings, device, "limits")
+        print(header(), flush=True)
+        rows = []
+        for row in _rows(settings, shape, device, limits):
+            print(format_row(row), flush=True)
+            rows.append(row)
+        # Far from the first ones, another program was at work during the run and the percentages are worth little.
+        after = _limits(settings, device, "limits after")
+    finally:
+        torch.set_num_threads(before)
+    _write(settings, shape, device, {"limits": limits, "limits_after": after}, rows)
+    return 0
 
 
-HEADER = "dtype     threads  tokens    ours ms  spread   x torch  x transformers  % of limit"
+def _limits(settings: Settings, device: torch.device, label: str) -> dict[tuple[str, int], Limits]:
+    """Prints and returns the limits per dtype and number of threads."""
+    wanted = {dtype for mode in settings.modes for dtype in settings.dtypes_of(mode)}
+    limits: dict[tuple[str, int], Limits] = {}
+    for threads in settings.threads:
+        torch.set_num_threads(threads)
+        found = {dtype: measure_limits(DTYPES[dtype], device) for dtype in DTYPES if dtype in wanted}
+        bandwidth = max(of_dtype.bandwidth for of_dtype in found.values())  # knows no dtype: the best one is right
+        for dtype, of_dtype in found.items():
+            limits[dtype, threads] = Limits(of_dtype.peak, bandwidth)
+        peaks = ", ".join(f"{dtype} {of_dtype.peak / 1e9:.0f} GFLOP/s" for dtype, of_dtype in found.items())
+        on = f"{threads} threads" if device.type == "cpu" else "GPU"
+        print(f"{label}, {on}: {peaks}, {bandwidth / 1e9:.1f} GB/s", flush=True)
+    return limits
+
+
+def _rows(
+    settings: Settings, shape: Shape, device: torch.device, limits: dict[tuple[str, int], Limits]
+) -> Iterator[Row]:
+    stopwatch = CpuStopwatch() if device.type == "cpu" else CudaStopwatch(device)
+    for dtype in DTYPES:
+        modes = [mode for mode in MODES if mode in settings.modes and dtype in settings.dtypes_of(mode)]
+        if not modes:
+            continue
+        experts = Experts(shape, DTYPES[dtype], device)
+        for mode in modes:
+            if mode == "training":
+                experts.drop_packed()
+            for threads in settings.threads:
+                torch.set_num_threads(threads)
+                for tokens in settings.tokens_of(mode):
+                    for workload in _workloads(experts, mode, tokens):
+                        with torch.set_grad_enabled(mode == "training"):
+                            row = measure(workload, dtype, threads, limits[dtype, threads], stopwatch, settings.repeats)
+                        yield row
+        del experts, workload
+        gc.collect()  # gigabytes, before the next dtype's
+
+
+def _workloads(experts: Experts, mode: str, tokens: int) -> Iterator[Workload]:
+    if mode == "forward":
+        yield experts.forward(tokens)
+    elif mode == "variable_k":
+        yield experts.variable_k(tokens)
+    else:
+        yield experts.training(tokens)
+        if experts.device.type == "cuda":
+            yield experts.backward(tokens)
+
+
+def header() -> str:
+    return (
+        f"{'workload':<16} {'dtype':<8} {'thr':>3} {'tokens':>6}   {'packed ms':>9} {'int8 ms':>9} {'unpacked':>9} "
+        f"{'spread':>6}   {'x torch':>7} {'x transformers':>14} {'x fixed k':>9} {'x padded':>8}   "
+        f"{'limit ms':>8} {'% of limit':>10} {'int8 %':>6}"
+    )
 
 
 def format_row(row: Row) -> str:
-    peer = "not installed" if row.transformers_ms is None else f"{row.transformers_ms / row.ours_ms:.2f}"
+    """One line: our times in ms, peers' times over ours, and the limit over ours; "-" where nothing was measured."""
+    times = " ".join(f"{_number(row.medians_ms.get(name)):>9}" for name in ("packed", "int8", "unpacked"))
+    ratios = " ".join(
+        f"{_number(row.ratio(peer)):>{width}}"
+        for peer, width in (("torch", 7), ("transformers", 14), ("fixed k", 9), ("padded", 8))
+    )
     return (
-        f"{row.dtype:<9} {row.threads:>7} {row.tokens:>7} {row.ours_ms:>10.2f} {row.spread:>7.0%} "
-        f"{row.torch_ms / row.ours_ms:>9.2f} {peer:>15} {row.limit_ms / row.ours_ms:>11.0%}"
+        f"{row.workload:<16} {row.dtype:<8} {row.threads:>3} {row.tokens:>6}   {times} {row.spreads[row.ours]:>6.0%}   "
+        f"{ratios}   {_number(row.limit_ms):>8} {_percent(row.of_limit(row.ours)):>10} "
+        f"{_percent(row.of_limit('int8')):>6}" + (f"  eager: {', '.join(row.eager)}" if row.eager else "")
     )
 
 
-def run(dtypes: list[str], tokens: list[int], threads: list[int], repeats: int, quick: bool, out: Path | None) -> int:
-    """Prints the table, and writes it as JSON where asked."""
-    shape = Shape(8, 128, 96, 2) if quick else Shape()
-    print(f"{cpu_name()}; torch {torch.__version__}; {shape}; forward, median of {repeats}", flush=True)
-    print(HEADER, flush=True)
-    rows = bench_experts(shape, dtypes, tokens, threads, repeats)
-    if out is not None:
-        record = {"cpu": cpu_name(), "torch": torch.__version__, "shape": dataclasses.asdict(shape)}
-        out.write_text(json.dumps(record | {"rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n")
-    return 0
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def _write(
+    settings: Settings,
+    shape: Shape,
+    device: torch.device,
+    limits: dict[str, dict[tuple[str, int], Limits]],
+    rows: list[Row],
+) -> None:
+    title = f"{device_name(device)}, torch {torch.__version__}"
+    if settings.json is not None:
+        record = {
+            "device": device_name(device),
+            "torch": torch.__version__,
+            "shape": dataclasses.asdict(shape),
+            **{
+                when: [
+                    {"dtype": dtype, "threads": threads, **dataclasses.asdict(one)}
+                    for (dtype, threads), one in found.items()
+                ]
+                for when, found in limits.items()
+            },
+            "rows": [{**dataclasses.asdict(row), "ours": row.ours, "of_limit": row.of_limit(row.ours)} for row in rows],
+        }
+        settings.json.write_text(json.dumps(record, indent=1) + "\n")
+    if settings.svg is not None:
+        settings.svg.write_text(chart(title, rows))

@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from anabranch.experts import grouped_mm
+from anabranch.core.library import ops
+
+_PEAK_SECONDS, _READ_REPEATS = 0.3, 20
+_MEGABYTE = 1 << 20
 
 
-def cpu_name() -> str:
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What bounds every op: FLOPs per second of one dtype, and bytes per second."""
+
+    peak: float
+    bandwidth: float
+
+    def milliseconds(self, flops: float, nbytes: float) -> float:
+        """The least time for this much work: the slower of arithmetic and memory, perfectly overlapped."""
+        return 1e3 * max(flops / self.peak, nbytes / self.bandwidth)
+
+
+def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
+    """Limits of the device; of a CPU those of as many threads as torch uses now.
+
+    CPU: multiply-adds between registers and a streaming read (`include/anabranch/core/peak.hpp` says how), no product
+    of ours. GPU: torch's own product of two matrices of 8192 x 8192, because only tensor cores reach the peak, and
+    bytes read plus written by a copy of 1 GB.
+    """
+    if device.type == "cuda":
+        return Limits(_matmul_flops(dtype, device), _copy_bandwidth(device))
+    size = max(512 * _MEGABYTE, 4 * last_cache_bytes())
+    peak = ops.peak_flops(dtype in (torch.bfloat16, torch.float16), _PEAK_SECONDS)
+    return Limits(peak, ops.read_bandwidth(size, _READ_REPEATS))
+
+
+def last_cache_bytes() -> int:
+    """Bytes of all last-level caches together, 0 where Linux does not say."""
+    caches: dict[str, int] = {}
+    for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
+        size = (folder / "size").read_text().strip()  # like 32768K
+        caches[(folder / "shared_cpu_list").read_text()] = int(size.rstrip("K")) * 1024
+    return sum(caches.values())
+
+
+def device_name(device: torch.device) -> str:
     """The processor's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -22,28 +62,28 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def best_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Shortest of `repeats` runs: what the machine can do when nothing disturbs it."""
+def _cuda_seconds(call: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Shortest of `repeats` runs after one to warm up."""
     best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
+    for repeat in range(repeats + 1):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
         call()
-        best = min(best, time.perf_counter() - start)
+        end.record()
+        torch.cuda.synchronize(device)
+        if repeat:
+            best = min(best, begin.elapsed_time(end) / 1e3)
     return best
 
 
-def read_bandwidth() -> float:
-    """Bytes per second that all threads read from a gigabyte of memory, by a sum."""
-    buffer = torch.ones(1 << 28)
-    return buffer.numel() * buffer.element_size() / best_seconds(buffer.sum, 5)
+def _matmul_flops(dtype: torch.dtype, device: torch.device) -> float:
+    size = 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / _cuda_seconds(lambda: torch.mm(a, b, out=out), device, 10)
 
 
-def peak_flops(dtype: torch.dtype) -> float:
-    """FLOPs per second of the best large product at hand, ours or torch's, in `dtype` or in float32."""
-    best = 0.0
-    for kind in {dtype, torch.float32}:
-        a, b = torch.randn(1536, 1536).to(kind), torch.randn(1, 1536, 1536).to(kind).mT
-        offsets = torch.tensor([0, 1536], dtype=torch.int32)
-        for call in (lambda a=a, b=b: a @ b[0], lambda a=a, b=b, o=offsets: grouped_mm(a, b, o)):
-            best = max(best, 2 * 1536**3 / best_seconds(call, 4))
-    return best
+def _copy_bandwidth(device: torch.device) -> float:
+    source = torch.empty(1024 * _MEGABYTE, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _cuda_seconds(lambda: target.copy_(source), device, 10)

@@ -24,22 +24,25 @@ def main(arguments: list[str]) -> int:
     demo.add_argument("--out", type=Path, default=Path("report.html"), help="default report.html")
     demo.add_argument("--seed", type=int, default=0)
     bench = commands.add_parser("bench", help="time the kernels beside their peers and the machine's limit")
-    bench.add_argument("room", nargs="*", choices=["experts"], help="default: all rooms")
-    bench.add_argument("--dtype", nargs="+", choices=["bfloat16", "float32"], default=["bfloat16", "float32"])
-    bench.add_argument("--tokens", nargs="+", type=int, default=[1, 16, 128, 512, 2048])
-    bench.add_argument("--threads", nargs="+", type=int, default=sorted({1, torch.get_num_threads()}))
+    bench.add_argument(
+        "room", nargs="?", choices=["experts"], default="experts", help="whose kernels (default experts)"
+    )
+    bench.add_argument("--mode", nargs="+", choices=["forward", "variable_k", "training"], help="default: all")
+    bench.add_argument(
+        "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16, and float32 forward on the CPU"
+    )
+    bench.add_argument("--tokens", nargs="+", type=int, help="default: several numbers for each mode")
+    bench.add_argument("--threads", nargs="+", type=int, help="default: one, then all; on a GPU as torch has them")
     bench.add_argument("--repeats", type=int, default=5)
+    bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     bench.add_argument("--quick", action="store_true", help="a small shape, in seconds")
     bench.add_argument("--json", type=Path, help="write the table to this file too")
+    bench.add_argument("--svg", type=Path, help="draw the percentages of the limit into this file")
     options = parser.parse_args(arguments)
     if options.command == "info":
         return info()
     if options.command == "bench":
-        if min([*options.tokens, *options.threads, options.repeats]) < 1:
-            bench.error("--tokens, --threads and --repeats must be at least 1")
-        from anabranch.cli.bench import run as run_bench
-
-        return run_bench(options.dtype, options.tokens, options.threads, options.repeats, options.quick, options.json)
+        return _bench(bench, options)
     if not 0 < options.minutes < float("inf"):
         demo.error(f"--minutes is {options.minutes}, must be positive")
     from anabranch.cli.demo import run
@@ -48,6 +51,33 @@ def main(arguments: list[str]) -> int:
         return run(options.minutes, options.text, options.out, options.seed)
     except (OSError, ValueError) as error:
         demo.error(str(error))
+
+
+def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if min([*(options.tokens or []), *(options.threads or []), options.repeats]) < 1:
+        parser.error("--tokens, --threads and --repeats must be at least 1")
+    if options.device == "cuda" and not (anabranch.has_cuda_kernels and torch.cuda.is_available()):
+        parser.error("--device is cuda, must be cpu: there is no GPU, or this build has no CUDA kernels")
+    for path in (options.json, options.svg):
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"{path.parent} is no folder to write {path.name} into; make it first")
+    from anabranch.cli.bench import MODES, Settings, run
+
+    all_threads = torch.get_num_threads()
+    default_threads = sorted({1, all_threads}) if options.device == "cpu" else [all_threads]
+    return run(
+        Settings(
+            device=options.device,
+            modes=options.mode or list(MODES),
+            dtypes=options.dtype,
+            tokens=options.tokens,
+            threads=options.threads or default_threads,
+            repeats=options.repeats,
+            quick=options.quick,
+            json=options.json,
+            svg=options.svg,
+        )
+    )
 
 
 def info() -> int:

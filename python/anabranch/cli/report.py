@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anabranch.cli.demo import Result
 
 _COLORS = {"dense": "#7a7f87", "top-2": "#2f6db3", "top-p": "#d9622b"}
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 300, 66, 40, 14
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 320, 66, 40, 34
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#1d2126;max-width:960px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}table{border-collapse:collapse}
 td,th{padding:.3rem 1rem .3rem 0;border-bottom:1px solid #d8dce1;text-align:left}
@@ -79,8 +79,8 @@ def _legend(names: Sequence[str]) -> list[str]:
     items = []
     for position, name in enumerate(names):
         x = _WIDTH - 80 * (len(names) - position)
-        items.append(f'<rect x="{x}" y="{_TOP}" width="12" height="12" fill="{_COLORS[name]}"/>')
-        items.append(_text(x + 17, _TOP + 11, name, "start"))
+        items.append(f'<rect x="{x}" y="6" width="12" height="12" fill="{_COLORS[name]}"/>')
+        items.append(_text(x + 17, 17, name, "start"))
     return items
 
 

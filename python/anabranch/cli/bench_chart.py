@@ -1,0 +1,112 @@
+"""The benchmark as a picture: how much of the machine's limit each contender reaches, row by row."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from itertools import groupby
+
+from anabranch.cli.bench_rows import Row
+
+_WIDTH, _LEFT, _RIGHT, _TOP = 760, 90, 78, 74
+_ROW, _GROUP = 20, 34
+_BAR, _INK, _FAINT = "#2f6db3", "#22282e", "#e1e5e9"
+# Name, its shape and colour; shapes differ so that no one needs to tell colours apart.
+_MARKS = {
+    "int8": ("diamond", "#7a4fb5"),
+    "unpacked": ("line", "#1b3f66"),
+    "torch": ("circle", "#d9822b"),
+    "transformers": ("square", "#b5403a"),
+}
+_NAMES = {"int8": "int8, of its own limit"}
+
+
+def chart(title: str, rows: Sequence[Row]) -> str:
+    """An SVG: a bar per row for our preferred variant and a mark per other one, at limit / time in percent.
+
+    Rows are grouped by workload, dtype and threads. The axis ends at 100 %; a contender beyond it, which means that the
+    limit was measured in a worse moment than the contender, is drawn at the end and its number says so.
+    """
+    body, y = [], float(_TOP)
+    for (workload, dtype, threads), group in groupby(rows, key=lambda row: (row.workload, row.dtype, row.threads)):
+        of_group = list(group)
+        on = f", {threads} thread{'s' if threads > 1 else ''}" if "packed" in row_names(rows) else ""
+        body.append(_text(_LEFT, y + 20, f"{workload}, {dtype}{on}", "start", "bold"))
+        y += _GROUP - 6
+        for row in of_group:
+            body += _row(row, y)
+            y += _ROW
+        y += 6
+    bottom = y + 2
+    grid = []
+    for percent in range(0, 101, 20):
+        x = _x(percent / 100)
+        grid.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom:.1f}" stroke="{_FAINT}"/>')
+        grid.append(_text(x, bottom + 16, f"{percent} %"))
+    height = bottom + 28
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" width="{_WIDTH}" '
+            f'height="{height:.0f}" font-family="system-ui, sans-serif" font-size="12" fill="{_INK}">',
+            f'<rect width="{_WIDTH}" height="{height:.0f}" fill="white"/>',
+            _text(16, 22, "Percent of the machine's limit, by number of tokens", "start", "bold", 15),
+            _text(16, 40, title, "start"),
+            *_legend(row_names(rows)),
+            *grid,
+            *body,
+            "</svg>\n",
+        ]
+    )
+
+
+def row_names(rows: Sequence[Row]) -> set[str]:
+    """Every contender that any row has."""
+    return {name for row in rows for name in row.medians_ms}
+
+
+def _x(share: float) -> float:
+    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * min(max(share, 0.0), 1.0)
+
+
+def _row(row: Row, y: float) -> list[str]:
+    middle, share = y + _ROW / 2, row.of_limit(row.ours) or 0.0
+    lines = [
+        _text(_LEFT - 8, middle + 4, f"{row.tokens}", "end"),
+        f'<rect x="{_LEFT}" y="{y + 4:.1f}" width="{_x(share) - _LEFT:.1f}" height="{_ROW - 8}" fill="{_BAR}"/>',
+        _text(_WIDTH - 16, middle + 4, f"{share:.0%}", "end", "bold"),
+    ]
+    for name, (shape, color) in _MARKS.items():
+        reached = row.of_limit(name)
+        if reached is not None and name != row.ours:
+            lines.append(_mark(shape, color, _x(reached), middle))
+    return lines
+
+
+def _mark(shape: str, color: str, x: float, y: float) -> str:
+    style = f'fill="{color}" stroke="white"'
+    if shape == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {style}/>'
+    if shape == "square":
+        return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" {style}/>'
+    if shape == "line":
+        return f'<rect x="{x - 2:.1f}" y="{y - 9:.1f}" width="4" height="18" {style}/>'
+    return f'<path d="M{x - 6:.1f} {y:.1f}l6 -6l6 6l-6 6z" {style}/>'
+
+
+def _legend(names: set[str]) -> list[str]:
+    ours = "ours: packed, or as they are in training" if "packed" in names else "ours"
+    items = [f'<rect x="16" y="52" width="14" height="12" fill="{_BAR}"/>', _text(36, 62, ours, "start")]
+    x = 56 + 6.4 * len(ours)
+    for name, (shape, color) in _MARKS.items():
+        if name in names and not (name == "unpacked" and "packed" not in names):
+            label = _NAMES.get(name, name)
+            items += [_mark(shape, color, x, 58), _text(x + 11, 62, label, "start")]
+            x += 34 + 6.4 * len(label)
+    return items
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle", weight: str = "normal", size: int = 12) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-weight="{weight}" font-size="{size}">'
+        f"{html.escape(text)}</text>"
+    )

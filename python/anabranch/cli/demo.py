@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -14,30 +13,12 @@ import torch
 from torch import Tensor
 
 from anabranch.cli.model import CONTEXT, EXPERTS, LAYERS, ROUTERS, ByteModel, experts_per_byte, losses
-from anabranch.cli.report import write_report
+from anabranch.cli.report import Result, write_report
 from anabranch.cli.text import BYTE_CLASSES, classify, load_text
 from anabranch.core.cost import CostMeter
 
 BATCH, LEARNING_RATE, EVALUATION_SHARE = 16, 2e-3, 0.12
 VALIDATION_BATCHES, SAMPLE_BYTES = 12, 1500
-
-
-@dataclasses.dataclass
-class Result:
-    """What one variant has shown so far; a report can be written from it at any time."""
-
-    name: str
-    seconds: list[float] = dataclasses.field(default_factory=list)
-    train_bits: list[float] = dataclasses.field(default_factory=list)
-    tokens_per_second: float = 0.0
-    validation_bits: float | None = None
-    experts_mean: float = 1.0
-    experts_std: float = 0.0
-    executed_flops: int = 0
-    dense_flops: int = 0
-    per_class: dict[str, float] = dataclasses.field(default_factory=dict)
-    load: list[list[float]] = dataclasses.field(default_factory=list)
-    sample: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
 
 def run(minutes: float, text: Path | None, out: Path, seed: int) -> int:

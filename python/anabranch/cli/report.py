@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from anabranch.cli.demo import Result
 
 _COLORS = {"dense": "#7a7f87", "top-2": "#2f6db3", "top-p": "#d9622b"}
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 320, 66, 40, 34
@@ -19,6 +16,24 @@ td,th{padding:.3rem 1rem .3rem 0;border-bottom:1px solid #d8dce1;text-align:left
 svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#444}
 pre{font:13px/1.45 ui-monospace,monospace;white-space:pre-wrap;border:1px solid #d8dce1;padding:.8rem}
 .note{color:#555;margin:.2rem 0 .6rem}.key span{padding:.1rem .5rem;margin-right:.3rem}"""
+
+
+@dataclasses.dataclass
+class Result:
+    """What one variant has shown so far; a report can be written from it at any time."""
+
+    name: str
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    train_bits: list[float] = dataclasses.field(default_factory=list)
+    tokens_per_second: float = 0.0
+    validation_bits: float | None = None
+    experts_mean: float = 1.0
+    experts_std: float = 0.0
+    executed_flops: int = 0
+    dense_flops: int = 0
+    per_class: dict[str, float] = dataclasses.field(default_factory=dict)
+    load: list[list[float]] = dataclasses.field(default_factory=list)
+    sample: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
 
 def write_report(path: Path, results: Sequence[Result], rows: Sequence[tuple[str, ...]]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
+import pickle
 from functools import partial
 from typing import Any
 
@@ -208,6 +211,46 @@ def test_a_module_packs_once_and_again_after_every_change() -> None:
         moe.unpack()
         assert moe.packed is None
     assert "packed" not in "".join(moe.state_dict())
+
+
+def test_weights_at_the_place_of_older_ones_are_seen() -> None:
+    """Freed memory goes to the next tensor of that size: an address says nothing about what lies there."""
+    moe = DynamicMoE(24, 40, 4, partial(route_top_k, k=2))
+    moe.pack()
+    x, memory = torch.randn(9, 24), bytearray(moe.down_proj.nbytes)
+    for _ in range(2):
+        torch.frombuffer(memory, dtype=torch.float32).normal_()
+        moe.down_proj = torch.nn.Parameter(torch.frombuffer(memory, dtype=torch.float32).view(4, 24, 40))
+        with torch.no_grad():
+            torch.testing.assert_close(moe(x), expert_of(moe, x), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        moe = DynamicMoE(24, 40, 4, partial(route_top_k, k=2))
+        moe.pack()
+        x = torch.randn(9, 24)
+        torch.testing.assert_close(moe(x), expert_of(moe, x))
+        first = moe.packed
+        moe(x)
+    assert first is not None and moe.packed is first
+
+
+def test_a_packed_module_is_copied_and_saved_without_its_packed_weights() -> None:
+    moe, x = DynamicMoE(24, 40, 4, partial(route_top_k, k=2)), torch.randn(9, 24)
+    moe.pack(torch.int8)
+    with torch.no_grad():
+        y = moe(x)
+        file = io.BytesIO()
+        torch.save(moe, file)
+        file.seek(0)
+        for other in (copy.deepcopy(moe), pickle.loads(pickle.dumps(moe)), torch.load(file, weights_only=False)):
+            assert other.packed is None
+            assert torch.equal(other(x), y)
+            assert other.packed is not None and other.packed.gate_up.dtype == torch.int8
+            other.down_proj.zero_()
+            assert (other(x) == 0).all()
+            assert torch.equal(moe(x), y)
 
 
 def expert_of(moe: DynamicMoE, x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-# make demo | make test | make bench | make lint | make wheel | make cpp-test | make gpu | make clean
+# make demo | make test | make bench | make lint | make wheel | make cpp-test | make isa-test | make gpu | make clean
 #
 # Everything happens in .venv; nothing is installed outside it. TORCH and CUDA may be set:
 #   make test TORCH="torch==2.13.0" CUDA=OFF
@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test bench cpp-test lint wheel gpu clean build
+.PHONY: demo test bench cpp-test isa-test lint wheel gpu clean build
 
 # Where Python has no venv module of its own (Debian splits it off), virtualenv makes the environment.
 $(VENV)/tools:
@@ -34,8 +34,20 @@ bench: build
 test: build cpp-test
 	$(PY) -m pytest tests
 
-# The C++ tests: the GEMM core on every instruction set, and the CUDA kernels on the host harness. SANITIZE=address,undefined
-# or SANITIZE=thread builds them beside, with those sanitizers.
+# What calls CPU kernels, with every kernel of the process on one instruction set: each that this CPU has.
+isa-test: build
+	@set -e; for isa in portable avx2 avx512 avx512_bf16; do \
+	  export ANABRANCH_CPU_ISA=$$isa; \
+	  if ! $(PY) -c "import torch, anabranch; torch.ops.anabranch.cpu_isa()" 2> build/isa.log; then \
+	    grep 'ANABRANCH_CPU_ISA: ' build/isa.log || { cat build/isa.log; exit 1; }; continue; \
+	  fi; \
+	  echo "instruction set: $$isa"; \
+	  $(PY) -m pytest tests/experts/test_expert_ffn.py tests/experts/test_grouped_mm.py tests/experts/test_modules.py \
+	    tests/integrations; \
+	done
+
+# The C++ tests: the CPU kernels on every instruction set, and the CUDA kernels on the host harness.
+# SANITIZE=address,undefined builds them beside with those sanitizers; SANITIZE=thread those of the CPU kernels.
 CPP_BUILD = build/cpp$(if $(SANITIZE),-sanitized)
 cpp-test: $(VENV)/tools
 	$(VENV)/bin/cmake -S . -B $(CPP_BUILD) -G Ninja -DANABRANCH_TESTS=ON -DANABRANCH_PYTHON=OFF \

@@ -27,9 +27,12 @@ struct RoutedPlan {
           ", must not be negative");
     check_plan(op, group_offsets, item_ids);
     check_same_device(op, "group_offsets", group_offsets, "x", x);
-    check(group_offsets.size(0) - 1 == num_experts + num_zero + num_identity, op, ": the plan has ",
-          group_offsets.size(0) - 1,
-          " groups, must have num_experts + zero_experts + identity_experts = ", num_experts + num_zero + num_identity);
+    const int64_t num_groups = group_offsets.size(0) - 1;
+    // Each by itself first: the sum of the three could overflow into the right number.
+    check(num_zero <= num_groups && num_identity <= num_groups && num_experts + num_zero + num_identity == num_groups,
+          op, ": the plan has ", num_groups,
+          " groups, must have num_experts + zero_experts + identity_experts = ", num_experts, " + ", num_zero, " + ",
+          num_identity);
     check_weights(op, weights, x, item_ids.size(0));
     check_index_vector(op, "item_offsets", item_offsets, x.size(0) + 1);
     check_index_vector(op, "entry_ids", entry_ids, item_ids.size(0));

@@ -15,6 +15,11 @@ CpuIsa checked_isa(const char* op, int64_t isa) {
   return static_cast<CpuIsa>(isa);
 }
 
+/// Sizes of packed matrices are products of two of these, which must fit in int64; ids of features are int32.
+void check_features(const char* op, const char* name, int64_t features) {
+  check(features >= 1 && features < INT32_MAX / 2, op, ": ", name, " is ", features, ", must be in [1, 2^30 - 1)");
+}
+
 /// Matrices [num_experts, parts * out, in] (or [num_experts, in, parts * out] if transposed) to one packed row each.
 Tensor expert_pack(const Tensor& weight, int64_t parts, bool interleaved, bool transposed, int64_t block,
                    int64_t isa_index) {
@@ -22,9 +27,14 @@ Tensor expert_pack(const Tensor& weight, int64_t parts, bool interleaved, bool t
   check_dim(op, "weight", weight, 3);
   const CpuIsa isa = checked_isa(op, isa_index);
   const int64_t num_experts = weight.size(0), rows = weight.size(transposed ? 2 : 1);
-  check(parts >= 1 && block >= 1 && rows % parts == 0 && rows > 0 && weight.size(transposed ? 1 : 2) > 0, op,
-        ": weight has shape ", shape_string(weight), ", must have a multiple of ", parts, " features and no empty one");
-  const PackedLinearShape shape{parts, rows / parts, weight.size(transposed ? 1 : 2), block};
+  const int64_t in_features = weight.size(transposed ? 1 : 2);
+  check_features(op, "parts", parts);
+  check_features(op, "block", block);
+  check_features(op, "the number of features out", rows);
+  check_features(op, "the number of features in", in_features);
+  check(rows % parts == 0, op, ": weight has shape ", shape_string(weight), ", must have a multiple of ", parts,
+        " features out");
+  const PackedLinearShape shape{parts, rows / parts, in_features, std::min(block, rows)};
   const auto row_of = [&](int64_t part, int64_t j) {
     return interleaved ? parts * j + part : part * shape.out_features + j;
   };
@@ -47,7 +57,8 @@ Tensor expert_pack(const Tensor& weight, int64_t parts, bool interleaved, bool t
 void check_packed(const char* op, const char* name, const Tensor& packed, const std::optional<Tensor>& scales,
                   const Tensor& x, const PackedLinearShape& shape, int64_t num_experts) {
   const bool integers = packed.scalar_type() == ScalarType::Char;
-  check(packed.is_cpu() && packed.is_contiguous(), op, ": ", name, " must be contiguous and on the CPU");
+  check(packed.is_cpu() && packed.is_contiguous(), op, ": ", name, " is on ", device_string(packed),
+        packed.is_contiguous() ? "" : " and not contiguous", ", must be contiguous and on the CPU");
   if (!integers) check_dtype(op, name, packed, x.scalar_type());
   check(!integers || x.scalar_type() != ScalarType::Double, op, ": x is float64, must be float32, bfloat16 or float16",
         " with int8 weights");
@@ -80,8 +91,9 @@ Tensor expert_ffn_packed(const Tensor& x_in, const Tensor& gate_up, const std::o
   constexpr const char* op = "expert_ffn";
   check_floating(op, "x", x_in);
   check_dim(op, "x", x_in, 2);
-  check(intermediate > 0 && out_features > 0 && x_in.size(1) > 0, op, ": x has shape ", shape_string(x_in),
-        ", must have no empty feature dimension");
+  check_features(op, "the number of features of x", x_in.size(1));
+  check_features(op, "intermediate", intermediate);
+  check_features(op, "out_features", out_features);
   check_dim(op, "gate_up", gate_up, 2);
   const CpuIsa isa = checked_isa(op, isa_index);
   const int64_t num_experts = gate_up.size(0), parts = gated ? 2 : 1;
@@ -89,7 +101,7 @@ Tensor expert_ffn_packed(const Tensor& x_in, const Tensor& gate_up, const std::o
   const auto down_shape = packed_down_shape(out_features, intermediate);
   check_packed(op, "gate_up", gate_up, gate_up_scales, x_in, gate_up_shape, num_experts);
   check_packed(op, "down", down, down_scales, x_in, down_shape, num_experts);
-  check(gate_up.scalar_type() == down.scalar_type(), op, ": gate_up and down must be packed alike");
+  check_dtype(op, "down", down, gate_up.scalar_type());
   const Tensor x = as_contiguous(x_in);
   const auto weights = as_contiguous(weights_in);
   check_activation(op, activation);

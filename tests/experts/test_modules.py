@@ -64,6 +64,46 @@ def test_autocast_keeps_the_router_in_float32() -> None:
     assert routing.logits.dtype == torch.float32
 
 
+def test_a_float64_module_is_float64_throughout() -> None:
+    moe = DynamicMoE(4, 6, 3, partial(route_top_k, k=2), bias=True, dtype=torch.float64)
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert moe(x, return_routing=True)[1].logits.dtype == torch.float64
+    names, parameters = zip(*moe.named_parameters(), strict=True)
+
+    def run(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(moe, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *parameters))
+
+
+@pytest.mark.parametrize("shape", [(0, 12), (2, 0, 12)])
+def test_no_rows(shape: tuple[int, ...]) -> None:
+    moe = DynamicMoE(12, 20, 4, partial(route_top_p, p=0.5), bias=True, identity_experts=1)
+    x = torch.randn(shape, requires_grad=True)
+    y, routing = moe(x, return_routing=True)
+    assert y.shape == shape
+    assert routing.logits.shape == (0, 5)
+    y.sum().backward()
+    for parameter in moe.parameters():
+        assert parameter.grad is not None and (parameter.grad == 0).all()
+    assert x.grad is not None and x.grad.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randn(3, 4, 6), r"x has shape \(3, 4, 6\), must be \(..., hidden_size=12\)"),
+        (torch.randn(24), r"x has shape \(24,\), must be"),
+        (torch.tensor(1.0), r"x has shape \(\), must be"),
+        (torch.ones(3, 12, dtype=torch.int64), r"x is torch.int64, must be a floating dtype"),
+    ],
+)
+def test_bad_input(x: torch.Tensor, message: str) -> None:
+    moe = DynamicMoE(12, 20, 4, partial(route_top_k, k=2))
+    with pytest.raises(ValueError, match=f"DynamicMoE: {message}"):
+        moe(x)
+
+
 @pytest.mark.parametrize("change", [{"num_experts": 0}, {"hidden_size": 0}, {"zero_experts": -1}])
 def test_bad_arguments(change: dict[str, int]) -> None:
     arguments = {"hidden_size": 4, "intermediate_size": 4, "num_experts": 2, "router": partial(route_top_k, k=1)}

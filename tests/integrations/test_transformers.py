@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
-from anabranch.integrations.transformers import experts_forward, register  # noqa: E402
+from anabranch.integrations.transformers import experts_forward, pack, register, unpack  # noqa: E402
 
 COMMON = {
     "vocab_size": 97,
@@ -104,3 +108,90 @@ def test_float32_weights_under_bfloat16_states() -> None:
     out = experts_forward(experts, hidden, index, weights)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out, experts_forward(experts, hidden.float(), index, weights).bfloat16())
+
+
+def greedy(model: torch.nn.Module, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the prompt, and twelve more tokens."""
+    with torch.no_grad():
+        return model(tokens).logits, model.generate(tokens, max_new_tokens=12, do_sample=False)
+
+
+def packed_copies(model: torch.nn.Module) -> list[Any]:
+    """What the packed modules hold; None for one that has not packed yet."""
+    caches = [getattr(module, "_anabranch_packed", None) for module in model.modules()]
+    return [cache.packed for cache in caches if cache is not None]
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("inner", [32, 37])
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_gives_the_same_logits_and_tokens(name: str, inner: int) -> None:
+    model = build(name, inner).eval()
+    model.set_experts_implementation("anabranch")
+    tokens = torch.randint(1, 97, (2, 11))
+    logits, generated = greedy(model, tokens)
+    layers = 0 if name == "gpt_oss" else 2  # gpt-oss has a gate of its own
+    assert pack(model) == layers
+    packed_logits, packed_generated = greedy(model, tokens)
+    torch.testing.assert_close(packed_logits, logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(packed_generated, generated)
+    first = packed_copies(model)
+    assert len(first) == layers and None not in first
+    greedy(model, tokens)
+    assert all(a is b for a, b in zip(packed_copies(model), first, strict=True))
+    model.set_experts_implementation("eager")
+    torch.testing.assert_close(greedy(model, tokens)[0], logits, rtol=1e-4, atol=1e-4)
+    unpack(model)
+    model.set_experts_implementation("anabranch")
+    assert packed_copies(model) == [] and torch.equal(greedy(model, tokens)[0], logits)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_int8_is_close(dtype: torch.dtype) -> None:
+    model = build("qwen3_moe", 37, dtype).eval()
+    model.set_experts_implementation("anabranch")
+    tokens = torch.randint(1, 97, (2, 11))
+    logits = greedy(model, tokens)[0].float()
+    pack(model, torch.int8)
+    small = greedy(model, tokens)[0].float()
+    assert all(copy.gate_up.dtype == torch.int8 for copy in packed_copies(model))
+    assert 0 < (small - logits).norm() < 0.03 * logits.norm()
+
+
+@pytest.mark.cpu
+def test_a_training_step_repacks() -> None:
+    model = build("mixtral", 37)
+    model.set_experts_implementation("anabranch")
+    pack(model)
+    tokens = torch.randint(1, 97, (2, 11))
+    greedy(model, tokens)
+    first = packed_copies(model)
+    model(tokens, labels=tokens).loss.backward()  # on the weights themselves
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    logits, _ = greedy(model, tokens)
+    assert not any(a is b for a, b in zip(packed_copies(model), first, strict=True))
+    unpack(model)
+    torch.testing.assert_close(logits, greedy(model, tokens)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.cpu
+def test_a_packed_model_is_copied_and_saved_without_its_packed_weights(tmp_path: Path) -> None:
+    model = build("mixtral", 37).eval()
+    model.set_experts_implementation("anabranch")
+    names, tokens = list(model.state_dict()), torch.randint(1, 97, (2, 11))
+    pack(model)
+    logits, _ = greedy(model, tokens)
+    assert list(model.state_dict()) == names
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (copy.deepcopy(model), loaded):
+        assert packed_copies(other) == [None, None]
+        with torch.no_grad():
+            other.model.layers[1].mlp.experts.down_proj.mul_(2)
+        assert torch.equal(greedy(model, tokens)[0], logits)
+        other_logits, _ = greedy(other, tokens)
+        assert None not in packed_copies(other) and not torch.equal(other_logits, logits)
+    model.save_pretrained(tmp_path)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, experts_implementation="anabranch")
+    torch.testing.assert_close(greedy(again, tokens)[0], logits, rtol=1e-4, atol=1e-5)

@@ -28,6 +28,13 @@ class Routing:
     plan: Plan
 
 
+def gate_logits(hidden: Tensor, gate: nn.Linear) -> Tensor:
+    """Scores `[T, groups]` of rows `[T, H]`: float64 for a float64 gate, else float32, under autocast too."""
+    dtype = torch.float64 if gate.weight.dtype == torch.float64 else torch.float32
+    with torch.autocast(hidden.device.type, enabled=False):
+        return nn.functional.linear(hidden.to(dtype), gate.weight.to(dtype))
+
+
 class DynamicMoE(nn.Module):
     """Mixture of gated FFN experts with any router, at the price of the pairs it routes.
 
@@ -43,9 +50,9 @@ class DynamicMoE(nn.Module):
         bias: whether the experts have biases.
         zero_experts, identity_experts: extra groups that cost no product (the router scores them as well).
 
-    The router's linear layer has no bias and its logits are computed in float32, because a choice made in bfloat16
-    flips with rounding. Its gradient comes through the weights of the pairs that ran and nothing else; add a loss of
-    `anabranch.experts` on the returned `Routing` to balance the experts.
+    The router's linear layer has no bias and its logits are computed in float32 (float64 in a float64 module), because
+    a choice made in bfloat16 flips with rounding. Its gradient comes through the weights of the pairs that ran and
+    nothing else; add a loss of `anabranch.experts` on the returned `Routing` to balance the experts.
 
     `pack()` makes inference on the CPU use packed weights (`pack_experts`), at the price of a second copy of them.
 
@@ -102,8 +109,9 @@ class DynamicMoE(nn.Module):
         """From now on calls that need no gradient run on packed weights where these lie on the CPU.
 
         Packing happens in the first such call, and again after the weights have changed (assigned, moved, or written in
-        place as optimizers and `load_state_dict` do; writes through `.data` are not seen). `weight_dtype` is that of
-        `pack_experts`. The packed copy is not in the state dict.
+        place as optimizers and `load_state_dict` do; writes through `.data` are not seen, and none to weights that
+        were made under `torch.inference_mode()`). `weight_dtype` is that of `pack_experts`. The packed copy is in
+        neither the state dict, a pickle nor a deep copy: what is loaded or copied packs for itself.
 
         Raises:
             ValueError: in that call, what `pack_experts` raises.
@@ -133,10 +141,18 @@ class DynamicMoE(nn.Module):
     @overload
     def forward(self, x: Tensor, return_routing: Literal[True]) -> tuple[Tensor, Routing]: ...
     def forward(self, x: Tensor, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
-        """`[..., H]` to `[..., H]`; with `return_routing` also what was decided."""
-        hidden = x.reshape(-1, self.gate_up_proj.shape[2])
-        with torch.autocast(x.device.type, enabled=False):
-            logits = nn.functional.linear(hidden.float(), self.gate.weight.float())
+        """`[..., H]` to `[..., H]`; with `return_routing` also what was decided.
+
+        Raises:
+            ValueError: an `x` of another width or no floating dtype; what the router and `expert_ffn` raise.
+        """
+        hidden_size = self.gate_up_proj.shape[2]
+        if x.dim() == 0 or x.shape[-1] != hidden_size:
+            raise ValueError(f"DynamicMoE: x has shape {tuple(x.shape)}, must be (..., hidden_size={hidden_size})")
+        if not x.is_floating_point():
+            raise ValueError(f"DynamicMoE: x is {x.dtype}, must be a floating dtype")
+        hidden = x.reshape(-1, hidden_size)
+        logits = gate_logits(hidden, self.gate)
         plan = self.router(logits)
         if self._cache is not None and self._cache.applies(self.gate_up_proj):
             packed = self._cache.get(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, overload
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from anabranch.experts.expert_shard import ExpertShard, Parameters, Reduction
-from anabranch.experts.modules import DynamicMoE, Routing
+from anabranch.experts.modules import DynamicMoE, Routing, gate_logits
 
 
 class ExpertParallel(nn.Module):
@@ -87,8 +86,7 @@ class ExpertParallel(nn.Module):
                 f"ExpertParallel: x is {x.dtype} of shape {tuple(x.shape)}, must be floating and (..., {hidden_size})"
             )
         hidden = x.reshape(-1, hidden_size)
-        with torch.autocast(x.device.type, enabled=False):
-            logits = nn.functional.linear(hidden.float(), self.gate.weight.float())
+        logits = gate_logits(hidden, self.gate)
         plan = self.router(logits)
         if (plan.num_items, plan.num_groups) != logits.shape:
             raise ValueError(

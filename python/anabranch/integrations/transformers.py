@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from anabranch import plan as plans
 from anabranch.experts.expert_ffn import Activation, expert_ffn
 from anabranch.experts.grouped_mm import grouped_mm
+from anabranch.experts.packed import PackedCache
 
 NAME = "anabranch"
+_CACHE = "_anabranch_packed"  # attribute of an experts module
 
 
 def register() -> None:
@@ -31,6 +34,46 @@ def register() -> None:
     ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
 
 
+def pack(model: nn.Module, weight_dtype: torch.dtype | None = None) -> int:
+    """From now on the model's experts run on packed weights where no gradient is wanted and they lie on the CPU.
+
+    Only the "anabranch" implementation reads them; the model's weights stay, and training and other implementations
+    use those. Each module packs in its first such call, and again after its weights have changed, as
+    `DynamicMoE.pack` has it. The packed copies are in neither the state dict, a pickle nor a deep copy.
+
+    Experts with a gate or an activation of their own (gpt-oss), or a norm behind each expert, stay unpacked.
+
+    Args:
+        model: of transformers, or any module that holds such models.
+        weight_dtype: as `pack_experts`: None keeps the weights' dtype, `torch.int8` rounds them.
+
+    Returns:
+        How many experts modules pack; 0 where the model has none that can.
+
+    Raises:
+        ValueError: later, in the call that packs, what `pack_experts` raises.
+
+    Cost:
+        Memory for a second copy of the experts' weights; time as `pack_experts`, in the first call.
+    """
+    unpack(model)
+    modules = [
+        module
+        for module in model.modules()
+        if _is_experts(module) and _activation(module) is not None and not _has_norm(module)
+    ]
+    for module in modules:
+        setattr(module, _CACHE, PackedCache(weight_dtype))
+    return len(modules)
+
+
+def unpack(model: nn.Module) -> None:
+    """Back to the weights themselves; frees the packed copies."""
+    for module in model.modules():
+        if hasattr(module, _CACHE):
+            delattr(module, _CACHE)
+
+
 def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The experts of one layer as transformers calls them.
 
@@ -46,20 +89,37 @@ def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, to
     num_experts = experts.num_experts
     plan = plans.from_top_k(top_k_index.clamp(max=num_experts), top_k_weights, num_groups=num_experts)
     activation = _activation(experts)
-    if activation is None or getattr(experts, "has_post_expert_norm", False):
+    if activation is None or _has_norm(experts):
         return _composed(experts, hidden_states, plan)
     gated, has_bias = getattr(experts, "has_gate", True), getattr(experts, "has_bias", False)
+    gate_up_proj, down_proj = experts.gate_up_proj if gated else experts.up_proj, experts.down_proj
+    gate_up_bias = (experts.gate_up_proj_bias if gated else experts.up_proj_bias) if has_bias else None
+    down_bias = experts.down_proj_bias if has_bias else None
+    transposed = getattr(experts, "is_transposed", False)
+    cache: PackedCache | None = getattr(experts, _CACHE, None)
+    if cache is not None and cache.applies(gate_up_proj):
+        packed = cache.get(gate_up_proj, down_proj, gate_up_bias, down_bias, gated=gated, transposed=transposed)
+        return packed(hidden_states, plan, activation=activation)
     return expert_ffn(
         hidden_states,
-        experts.gate_up_proj if gated else experts.up_proj,
-        experts.down_proj,
+        gate_up_proj,
+        down_proj,
         plan,
-        gate_up_bias=(experts.gate_up_proj_bias if gated else experts.up_proj_bias) if has_bias else None,
-        down_bias=experts.down_proj_bias if has_bias else None,
+        gate_up_bias=gate_up_bias,
+        down_bias=down_bias,
         activation=activation,
         gated=gated,
-        transposed=getattr(experts, "is_transposed", False),
+        transposed=transposed,
     )
+
+
+def _is_experts(module: nn.Module) -> bool:
+    """Whether transformers calls `experts_forward` with this module: its decorator gives the class a gate."""
+    return hasattr(module, "_apply_gate") and hasattr(module, "num_experts")
+
+
+def _has_norm(experts: Any) -> bool:
+    return bool(getattr(experts, "has_post_expert_norm", False))
 
 
 def _activation(experts: Any) -> Activation | None:
@@ -101,10 +161,10 @@ def _composed(experts: Any, hidden_states: Tensor, plan: plans.Plan) -> Tensor:
     hidden = grouped_mm(rows, up if transposed else up.mT, plan.group_offsets, bias=up_bias)
     hidden = experts._apply_gate(hidden) if gated else experts.act_fn(hidden)
     out = grouped_mm(hidden.to(down.dtype), down if transposed else down.mT, plan.group_offsets, bias=down_bias)
-    if getattr(experts, "has_post_expert_norm", False):
+    if _has_norm(experts):
         out = experts.post_expert_norm(out)
     # Rows past the plan's end are not read by the combine, whatever a norm or a bias made of them.
     return plans.scatter_add(out, plan).to(hidden_states.dtype)
 
 
-__all__ = ["NAME", "experts_forward", "register"]
+__all__ = ["NAME", "experts_forward", "pack", "register", "unpack"]

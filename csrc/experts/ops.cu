@@ -92,16 +92,18 @@ ExpertFfnGradientTensors::Tuple expert_ffn_backward(const Tensor& dy_in, const T
   const Tensor partial_dots = needed(dots, expert_ffn_dot_parts(inner), capacity, sum_type);
   dispatch_floating(in.dtype(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
+    const ExpertFfnGradients<T> gradients = results.pointers<T>(in);
     if constexpr (detail::is_16_bit<T>) {
       const ExpertFfn<T> ffn = in.problem<T>();
       const int multiprocessors = hopper_multiprocessors();
-      if (multiprocessors > 0 && expert_ffn_sm90_takes(ffn, capacity) && is_aligned(dy) && is_aligned(pre_activation)) {
+      if (multiprocessors > 0 && expert_ffn_sm90_takes(ffn, capacity) && expert_ffn_sm90_writes(gradients) &&
+          is_aligned(dy) && is_aligned(pre_activation)) {
         const Tensor rows = needed(dx, capacity, in.in_features(), in.dtype());
         expert_ffn_backward_sm90<T>(
             ffn, capacity, data<T>(dy), data<T>(pre_activation),
             {mutable_data<int32_t>(schedule), data_or_null<T>(weighted_hidden), mutable_data<T>(dpre_activation),
              data_or_null<float>(partial_dots), data_or_null<T>(rows)},
-            results.pointers<T>(in), multiprocessors, device.stream);
+            gradients, multiprocessors, device.stream);
         return;
       }
     }
@@ -110,8 +112,8 @@ ExpertFfnGradientTensors::Tuple expert_ffn_backward(const Tensor& dy_in, const T
         mutable_data<int32_t>(schedule), ddown ? mutable_data<T>(weighted_hidden) : nullptr,
         mutable_data<T>(dpre_activation), dots ? mutable_data<Sum>(partial_dots) : nullptr,
         dx ? mutable_data<Sum>(sums) : nullptr};
-    expert_ffn_backward_cuda(in.problem<T>(), capacity, data<T>(dy), data<T>(pre_activation), scratch,
-                             results.pointers<T>(in), device.stream);
+    expert_ffn_backward_cuda(in.problem<T>(), capacity, data<T>(dy), data<T>(pre_activation), scratch, gradients,
+                             device.stream);
   });
   return results.tuple();
 }

@@ -131,6 +131,21 @@ def test_every_option_forward_and_backward(activation: str, gated: bool, interle
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_transposed_views_of_matrices_that_lie_along_their_inputs(dtype: torch.dtype) -> None:
+    """Sizes that the tensor-core kernels take: the gradients lie as the views' shapes say, not as the matrices do."""
+    tensors, routed = make(24, 64, 128, 64, dtype=dtype)
+    matrices = ("gate_up_proj", "down_proj")
+    views = tensors | {name: tensors[name].detach().mT.requires_grad_() for name in matrices}
+    upstream = torch.randn(24, 64, dtype=dtype)
+    wanted = torch.autograd.grad(call(expert_ffn, tensors, routed), list(tensors.values()), upstream, retain_graph=True)
+    ours = torch.autograd.grad(call(expert_ffn, views, routed, transposed=True), list(views.values()), upstream)
+    for name, a, b in zip(tensors, ours, wanted, strict=True):
+        straight = a.mT if name in matrices else a
+        scale = b.float().abs().max().item()
+        torch.testing.assert_close(straight, b, rtol=0, atol=0.02 * scale, msg=lambda m, name=name: f"{name}: {m}")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("items, features, inner", [(3, 37, 53), (150, 64, 200)])
 def test_error_at_most_twice_torchs(cpu_isa: str, dtype: torch.dtype, items: int, features: int, inner: int) -> None:

@@ -42,14 +42,25 @@ bool expert_ffn_sm90_takes(const ExpertFfn<T>& ffn, int64_t capacity) {
          detail::in_eights(ffn.x, ffn.in_features, ffn.intermediate, ffn.out_features);
 }
 
+/// True if the backward can write these gradients: they lie along their inputs too, in multiples of 8 elements. They are
+/// laid out anew from their shapes, so a transposed matrix that the forward takes as it lies may have one that does not.
+template <class T>
+bool expert_ffn_sm90_writes(const ExpertFfnGradients<T>& gradients) {
+  const auto suits = [](const ExpertLinear<T>& linear) {
+    return !linear.weight ||
+           (linear.in_stride == 1 && detail::in_eights<T>(linear.weight, linear.out_stride, linear.expert_stride));
+  };
+  return suits(gradients.gate_up) && suits(gradients.down);
+}
+
 /// expert_ffn_reference, up to rounding, for a problem that expert_ffn_sm90_takes, on a device of capability 9.0. y and
 /// pre_activation (or null) start at multiples of 16 bytes. multiprocessors: how many blocks run at once.
 template <class T>
 void expert_ffn_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const ExpertFfnSm90Workspace<T>& workspace, T* y,
                      T* pre_activation, int multiprocessors, cudaStream_t stream);
 
-/// expert_ffn_backward_reference, up to rounding, under the same conditions; the gradients of the matrices have
-/// in_stride 1 and strides that are multiples of 8. dweights past the plan's end is zero.
+/// expert_ffn_backward_reference, up to rounding, under the same conditions, into gradients that expert_ffn_sm90_writes.
+/// dweights past the plan's end is zero.
 template <class T>
 void expert_ffn_backward_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const T* dy, const T* pre_activation,
                               const ExpertFfnBackwardSm90Workspace<T>& workspace,

@@ -7,6 +7,7 @@
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include <stdexcept>
 #include <string>
@@ -34,26 +35,27 @@ inline int hopper_multiprocessors() {
 }
 
 /// Makes the device of a tensor current for as long as it lives; `stream` is torch's current stream there.
+///
+/// The device before is restored by torch's own guard, which makes no context on a device that has none: cudaSetDevice
+/// would, and a process that works on cuda:1 alone would hold memory on cuda:0. That guard does nothing where the device
+/// is current already, so cudaSetDevice sees to it that this thread has a context too.
 class OnDeviceOf {
  public:
-  explicit OnDeviceOf(const Tensor& tensor) {
+  explicit OnDeviceOf(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     const int device = tensor.get_device_index();
-    check_cuda(cudaGetDevice(&previous_), "cudaGetDevice");
     check_cuda(cudaSetDevice(device), "cudaSetDevice");
     void* current = nullptr;
     if (!aoti_torch_get_current_cuda_stream || aoti_torch_get_current_cuda_stream(device, &current) != 0) {
-      cudaSetDevice(previous_);
       throw std::runtime_error("anabranch: this torch gives no CUDA stream; install a torch built with CUDA");
     }
     stream = static_cast<cudaStream_t>(current);
   }
   OnDeviceOf(const OnDeviceOf&) = delete;
-  ~OnDeviceOf() { cudaSetDevice(previous_); }
 
   cudaStream_t stream;
 
  private:
-  int previous_ = 0;
+  torch::stable::accelerator::DeviceGuard guard_;
 };
 
 }  // namespace anabranch

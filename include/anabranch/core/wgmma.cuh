@@ -42,6 +42,14 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 
+/// The compiler takes sums for finished as soon as a wgmma is issued. Nothing that reads or writes them crosses this:
+/// call it before the first wgmma_fence() and after wgmma_wait<0>(). It costs no instruction.
+template <int kCount>
+__device__ __forceinline__ void pin_sums(float (&sums)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
 /// Moves registers between the threads that load and those that multiply; all threads of a warpgroup call it.
 template <int kRegisters>
 __device__ __forceinline__ void release_registers() {
@@ -128,6 +136,8 @@ void wgmma_wait() {
   const int thread = simt::block().thread();
   simt::block().warpgroup().wait(simt::block().async, thread / simt::kWarpgroup, thread % simt::kWarpgroup, kLeft);
 }
+template <int kCount>
+void pin_sums(float (&)[kCount]) {}
 template <int kRegisters>
 void release_registers() {
   static_assert(kRegisters % 8 == 0 && kRegisters >= 24);

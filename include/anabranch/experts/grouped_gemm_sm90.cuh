@@ -177,6 +177,7 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
       continue;
     }
     for (float& sum : sums) sum = 0.0f;
+    pin_sums(sums);
     if (depth_blocks > 0) {
       SharedAddress previous = 0;
       int block = 0;
@@ -189,6 +190,7 @@ __device__ void multiply_tiles(const Problem& problem, const Ring<typename Probl
         at.advance();
       } while (++block < depth_blocks);
       wgmma_wait<0>();
+      pin_sums(sums);
       give_back(previous);
     } else {
       find_next();

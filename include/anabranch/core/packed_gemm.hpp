@@ -32,12 +32,12 @@ struct PackedGemm {
   int64_t packed_k;    // at least k
   accumulate_t<T>* c;  // [m, n], not read
   int64_t c_stride;
-  void* workspace;  // gemm_workspace_bytes, private to the thread during the call
+  void* workspace;               // gemm_workspace_bytes, private to the thread during the call
+  const Stored* next = nullptr;  // what will be read after b: its beginning is prefetched in time
 };
 
 /// Both are single-threaded and never throw. `multiply` sums in the same order for any m, so that a row's result does
-/// not depend on its company; meanwhile it prefetches what follows in memory, beyond the matrix too, where the next one
-/// usually lies.
+/// not depend on its company.
 template <class T, class Stored>
 struct PackedGemmKernels {
   /// Writes at most packed_bytes(n, k, sizeof(Stored)) bytes and returns their end.

@@ -1,9 +1,10 @@
-// How packed_gemm is cut: rows of A in eights, a stretch of B that stays in cache while all of them meet it.
+// How packed_gemm is cut: as many rows of A as registers hold, and a stretch of B that all of them meet in turn.
 //
-// For each block of 256 steps and each group of columns: rows x (3 vectors) sums, 8 rows at a time, so with AVX-512 a
-// step's 3 loads of B and 8 broadcasts of A feed 24 FMAs and the floor is 2 m n k / peak; a group's stretch of B is
-// 48 KB and is read from L1 or L2 by all but the first rows. The next stretch is prefetched meanwhile, evenly over the
-// rows, so that with few rows the floor is bytes of B / bandwidth and in between the two overlap.
+// For each block of 256 steps and each group of columns: rows x (2 vectors) sums, with AVX-512 up to 14 rows, so a
+// step's 2 loads of B and 14 broadcasts of A feed 28 FMAs and the floor is 2 m n k / peak. Tall, because up to 14 rows
+// then read B once; a group's stretch of B is 32 KB, which further rows find in cache. The next stretch is prefetched
+// meanwhile, evenly over the rows, so that with few rows the floor is bytes of B / bandwidth and in between the two
+// overlap.
 // A is read where it lies if its rows are contiguous and need no conversion, else copied once per block of k.
 // Included only by the translation unit of one instruction set: every name depends on its Lanes or is inlined by force.
 #pragma once
@@ -199,6 +200,8 @@ void packed_gemm(const PackedGemm<T, Stored>& x) {
       for_column_groups<Lanes>(x.n, [&](int64_t first, int64_t vectors) {
         const int64_t stretch = packed_steps * vectors * width;
         const int64_t lines = stretch * static_cast<int64_t>(sizeof(Element)) / 64;
+        const bool last = k0 + k >= x.k && (first + vectors) * width >= x.n && i0 + m >= x.m;
+        const void* const next = last && x.next ? static_cast<const void*>(x.next) : b + stretch;
         PackedBTile<Lanes, Stored> tile{
             .steps = steps,
             .a = nullptr,
@@ -207,7 +210,7 @@ void packed_gemm(const PackedGemm<T, Stored>& x) {
             .c_stride = x.c_stride,
             .last_columns = part_size(first * width, x.n, vectors * width) - (vectors - 1) * width,
             .accumulate = k0 > 0,
-            .ahead = reinterpret_cast<const char*>(b + stretch),
+            .ahead = static_cast<const char*>(next),
             .ahead_lines = lines / row_parts,
             .ahead_per_step = 0};
         tile.ahead_per_step = (tile.ahead_lines + steps - 1) / steps;

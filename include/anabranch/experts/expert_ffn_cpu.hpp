@@ -69,10 +69,11 @@ struct StridedProducts {
   using Sum = accumulate_t<T>;
   const ExpertFfn<T>& ffn;
 
-  /// x of the chunk's rows times intermediate features first .. first + count: tile [rows][parts][features], of which
-  /// the first `count` features of each part are wanted. Returns `features`.
-  int64_t gate_up(const RowChunk& chunk, int64_t first, int64_t count, const Scratch<Sum>& scratch) const {
-    const int64_t parts = ffn.num_parts();
+  /// x of the chunk's rows times the block's intermediate features: tile [rows][parts][features], of which the first
+  /// `count` features of each part are wanted. Returns `features`.
+  int64_t gate_up(const TilePlace& tile, const TilePlace&, int64_t count, const Scratch<Sum>& scratch) const {
+    const RowChunk& chunk = tile.chunk;
+    const int64_t parts = ffn.num_parts(), first = tile.block * ffn_tile_features;
     int32_t row_ids[2 * ffn_tile_features];
     for (int64_t part = 0; part < parts; ++part) {
       for (int64_t j = 0; j < count; ++j) {
@@ -86,9 +87,11 @@ struct StridedProducts {
     return count;
   }
 
-  /// hidden of the chunk's rows times output features column .. column + count, a tile's worth.
-  void down(const RowChunk& chunk, int64_t column, int64_t count, const T* hidden, Sum* out, int64_t out_stride,
+  /// hidden of the chunk's rows times the block's `count` output features.
+  void down(const TilePlace& tile, const TilePlace&, int64_t count, const T* hidden, Sum* out, int64_t out_stride,
             void* workspace) const {
+    const RowChunk& chunk = tile.chunk;
+    const int64_t column = tile.block * ffn_tile_columns;
     const GemmOperand<T> a{hidden + chunk.begin * ffn.intermediate, ffn.intermediate, 1};
     const GemmOperand<T> b{ffn.down.weight + chunk.group * ffn.down.expert_stride + column * ffn.down.out_stride,
                            ffn.down.out_stride, ffn.down.in_stride};
@@ -107,14 +110,20 @@ struct PackedProducts {
   PackedGemmKernels<T, Stored> kernels = packed_gemm_kernels<T, Stored>(packed.isa);
   RowKernels<T> rows = row_kernels<T>();
 
-  int64_t gate_up(const RowChunk& chunk, int64_t first, int64_t, const Scratch<Sum>& scratch) const {
-    const int64_t block = first / ffn_tile_features, parts = ffn.num_parts();
-    const int64_t features = gate_up_shape.block_features(block), columns = parts * features;
-    const Stored* b =
-        packed.gate_up + chunk.group * gate_up_shape.expert_elements() + gate_up_shape.block_offset(block);
+  const Stored* gate_up_block(const TilePlace& tile) const {
+    return packed.gate_up + tile.chunk.group * gate_up_shape.expert_elements() + gate_up_shape.block_offset(tile.block);
+  }
+  const Stored* down_block(const TilePlace& tile) const {
+    return packed.down + tile.chunk.group * down_shape.expert_elements() + down_shape.block_offset(tile.block);
+  }
+
+  int64_t gate_up(const TilePlace& tile, const TilePlace& next, int64_t, const Scratch<Sum>& scratch) const {
+    const RowChunk& chunk = tile.chunk;
+    const int64_t parts = ffn.num_parts(), first = tile.block * ffn_tile_features;
+    const int64_t features = gate_up_shape.block_features(tile.block), columns = parts * features;
     const GemmOperand<T> a{ffn.x, ffn.in_features, 1, ffn.item_ids + chunk.begin};
-    kernels.multiply(
-        {chunk.size(), columns, ffn.in_features, a, b, ffn.in_features, scratch.tile, columns, scratch.workspace});
+    kernels.multiply({chunk.size(), columns, ffn.in_features, a, gate_up_block(tile), ffn.in_features, scratch.tile,
+                      columns, scratch.workspace, gate_up_block(next)});
     for (int64_t i = 0; packed.gate_up_scales && i < chunk.size() * parts; ++i) {
       const int64_t part = i % parts;
       rows.scale(features, packed.gate_up_scales + (chunk.group * parts + part) * ffn.intermediate + first,
@@ -123,14 +132,15 @@ struct PackedProducts {
     return features;
   }
 
-  void down(const RowChunk& chunk, int64_t column, int64_t count, const T* hidden, Sum* out, int64_t out_stride,
+  void down(const TilePlace& tile, const TilePlace& next, int64_t count, const T* hidden, Sum* out, int64_t out_stride,
             void* workspace) const {
-    const Stored* b =
-        packed.down + chunk.group * down_shape.expert_elements() + down_shape.block_offset(column / ffn_tile_columns);
+    const RowChunk& chunk = tile.chunk;
     const GemmOperand<T> a{hidden + chunk.begin * ffn.intermediate, ffn.intermediate, 1};
-    kernels.multiply({chunk.size(), count, ffn.width(chunk.group), a, b, ffn.intermediate, out, out_stride, workspace});
+    kernels.multiply({chunk.size(), count, ffn.width(chunk.group), a, down_block(tile), ffn.intermediate, out,
+                      out_stride, workspace, down_block(next)});
     for (int64_t i = 0; packed.down_scales && i < chunk.size(); ++i) {
-      rows.scale(count, packed.down_scales + chunk.group * ffn.out_features + column, out + i * out_stride);
+      rows.scale(count, packed.down_scales + chunk.group * ffn.out_features + tile.block * ffn_tile_columns,
+                 out + i * out_stride);
     }
   }
 };
@@ -143,13 +153,15 @@ void gate_up_and_activate(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& 
   const int64_t parts = ffn.num_parts(), blocks = ceil_div(ffn.intermediate, ffn_tile_features);
   const int64_t routed = ffn.group_offsets[ffn.num_experts];
   const int workers = gemm_workers(2 * routed * ffn.in_features * ffn.intermediate * parts);
-  parallel_tiles(static_cast<int64_t>(chunks.size()) * blocks, workers, [&](int64_t tile, int) {
+  const int64_t tiles = static_cast<int64_t>(chunks.size()) * blocks;
+  const auto place = [&](int64_t tile) { return TilePlace{chunks[tile / blocks], tile % blocks}; };
+  parallel_tiles(tiles, workers, [&](int64_t tile, int) {
     const RowChunk& chunk = chunks[tile / blocks];
     const int64_t first = tile % blocks * ffn_tile_features;
     const int64_t count = std::min(ffn_tile_features, ffn.width(chunk.group) - first);
     if (count <= 0) return;
     const auto scratch = Scratch<Sum>::of_this_thread(ffn_tile_rows * ffn_tile_columns);
-    const int64_t features = products.gate_up(chunk, first, count, scratch);
+    const int64_t features = products.gate_up(place(tile), place(std::min(tile + 1, tiles - 1)), count, scratch);
     const T* bias = ffn.gate_up.bias ? ffn.gate_up.bias + chunk.group * parts * ffn.intermediate : nullptr;
     for (int64_t i = 0; i < chunk.size(); ++i) {
       Sum* gate = scratch.tile + i * parts * features;
@@ -176,14 +188,18 @@ void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chun
   Sum* const sums = block_sums.data();
   for (int64_t first = 0; first < ffn.out_features; first += block) {
     const int64_t width = std::min(block, ffn.out_features - first);
-    const int64_t tiles = ceil_div(width, ffn_tile_columns);
+    const int64_t blocks = ceil_div(width, ffn_tile_columns);
+    const int64_t tiles = static_cast<int64_t>(chunks.size()) * blocks;
     const int workers = gemm_workers(2 * routed * ffn.intermediate * width);
-    parallel_tiles(static_cast<int64_t>(chunks.size()) * tiles, workers, [&](int64_t tile, int) {
-      const RowChunk& chunk = chunks[tile / tiles];
-      const int64_t column = tile % tiles * ffn_tile_columns, count = std::min(ffn_tile_columns, width - column);
+    const auto place = [&](int64_t tile) {
+      return TilePlace{chunks[tile / blocks], first / ffn_tile_columns + tile % blocks};
+    };
+    parallel_tiles(tiles, workers, [&](int64_t tile, int) {
+      const RowChunk& chunk = chunks[tile / blocks];
+      const int64_t column = tile % blocks * ffn_tile_columns, count = std::min(ffn_tile_columns, width - column);
       const auto scratch = Scratch<Sum>::of_this_thread(0);
       Sum* const out = sums + chunk.begin * width + column;
-      products.down(chunk, first + column, count, hidden, out, width, scratch.workspace);
+      products.down(place(tile), place(std::min(tile + 1, tiles - 1)), count, hidden, out, width, scratch.workspace);
       for (int64_t i = 0; ffn.down.bias && i < chunk.size(); ++i) {
         rows.add(count, Sum(1), ffn.down.bias + chunk.group * ffn.out_features + first + column, out + i * width);
       }

@@ -18,6 +18,12 @@ struct RowChunk {
   int64_t size() const { return end - begin; }
 };
 
+/// A tile of the work on all chunks: block `block` of the columns of one chunk.
+struct TilePlace {
+  const RowChunk& chunk;
+  int64_t block;
+};
+
 /// All non-empty groups below `num_groups`, in chunks of at most `max_rows` rows: large enough that packing a group's
 /// matrix once per chunk is cheap beside the product, small enough that a tile of results stays in the L2 cache.
 inline std::vector<RowChunk> row_chunks(const int32_t* offsets, int64_t num_groups, int64_t max_rows = 256) {

@@ -14,78 +14,9 @@
 #include <utility>
 
 #include "anabranch/core/gemm_driver.hpp"
-#include "anabranch/core/packed_gemm.hpp"
+#include "anabranch/core/packed_gemm_pack.hpp"
 
 namespace anabranch::detail {
-
-/// f(first vector, vectors) over the groups of a packed matrix of n columns.
-template <class Lanes, class F>
-void for_column_groups(int64_t n, F&& f) {
-  for_balanced_parts<Lanes>((n + Lanes::width - 1) / Lanes::width, Lanes::packed_vectors, std::forward<F>(f));
-}
-
-/// How B is kept: pairs as the machine multiplies them, else as it came, widened in registers.
-template <class Lanes, class Stored>
-using PackedElement = std::conditional_t<(Lanes::group > 1), typename Lanes::Packed, Stored>;
-
-/// A group of columns of B by squares of width x width, loaded along k and transposed.
-template <class Lanes, class Stored>
-void pack_group_k_contiguous(int64_t n, int64_t first, int64_t vectors, int64_t k_begin, int64_t k,
-                             const GemmOperand<Stored>& b, typename Lanes::Packed* to) {
-  constexpr int64_t width = Lanes::width, group = Lanes::group;
-  const int64_t steps = (k + group - 1) / group;
-  for (int64_t v = 0; v < vectors; ++v) {
-    for (int64_t step = 0; step < steps; step += width) {
-      typename Lanes::Vector square[width];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < width; ++i) {
-        const int64_t column = (first + v) * width + i, inside = column < n ? column : n - 1;
-        const Stored* from = b.data + (b.outer_ids ? b.outer_ids[inside] : inside) * b.outer_stride + k_begin;
-        square[i] = Lanes::load_input(from + step * group, column < n ? k - step * group : 0);
-      }
-      Lanes::transpose(square);
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < width; ++i) {
-        if (step + i < steps) Lanes::store(to + ((step + i) * vectors + v) * width, square[i]);
-      }
-    }
-  }
-}
-
-template <class Lanes, class Stored>
-void pack_group(int64_t n, int64_t first, int64_t vectors, int64_t k_begin, int64_t k, const GemmOperand<Stored>& b,
-                Stored* to) {
-  constexpr int64_t width = Lanes::width, group = Lanes::group;
-  for (int64_t p = k_begin; p < k_begin + k; p += group) {
-    for (int64_t column = first * width; column < (first + vectors) * width; ++column) {
-      for (int64_t g = p; g < p + group; ++g) *to++ = column < n && g < k_begin + k ? b(column, g) : Stored{};
-    }
-  }
-}
-
-template <class Lanes, class Stored>
-Stored* pack_matrix(int64_t n, int64_t k, const GemmOperand<Stored>& b, Stored* to) {
-  using Packed = typename Lanes::Packed;
-  constexpr int64_t width = Lanes::width, group = Lanes::group;
-  for (int64_t k0 = 0; k0 < k; k0 += gemm_block_k * group) {
-    const int64_t size = part_size(k0, k, gemm_block_k * group);
-    for_column_groups<Lanes>(n, [&](int64_t first, int64_t vectors) {
-      // Where B is kept as it is multiplied, whole vectors can be moved.
-      constexpr bool moves_vectors = group > 1 || std::is_same_v<Stored, Packed>;
-      if constexpr (moves_vectors) {
-        if (is_k_contiguous(b)) {
-          pack_group_k_contiguous<Lanes>(n, first, vectors, k0, size, b, reinterpret_cast<Packed*>(to));
-        } else {
-          pack_group<Lanes>(n, first, vectors, k0, size, b, to);
-        }
-      } else {
-        pack_group<Lanes>(n, first, vectors, k0, size, b, to);
-      }
-      to += (size + group - 1) / group * group * vectors * width;
-    });
-  }
-  return to;
-}
 
 template <class Lanes, class Stored>
 struct PackedBTile {
@@ -93,6 +24,7 @@ struct PackedBTile {
   int64_t steps;
   const typename Lanes::Packed* const* a;  // of the rows, at step 0
   const Element* b;
+  int64_t stretch;  // from a group of columns to the next one
   typename Lanes::Sum* c;
   int64_t c_stride;
   int64_t last_columns;  // of the last vector, 1 .. width
@@ -102,7 +34,14 @@ struct PackedBTile {
 
   template <int rows, int vectors>
   [[gnu::noinline]] static void multiply(const PackedBTile& tile) {
-    constexpr int width = Lanes::width;
+    multiply_groups<rows, 1, vectors>(tile);
+  }
+
+ protected:
+  template <int rows, int groups, int group_vectors>
+  [[gnu::always_inline]] static void multiply_groups(const PackedBTile& tile) {
+    constexpr int width = Lanes::width, vectors = groups * group_vectors;
+    const int64_t stretch = tile.stretch;
     const OuterTile<Lanes> target{tile.steps, nullptr, tile.c, tile.c_stride, tile.last_columns, tile.accumulate};
     OuterSums<Lanes, rows, vectors> sums(target);
     const typename Lanes::Packed* a[rows];
@@ -114,13 +53,14 @@ struct PackedBTile {
       typename Lanes::Vector row[vectors];
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
+        const Element* const from = b + v / group_vectors * stretch + v % group_vectors * width;
         if constexpr (Lanes::group > 1) {
-          row[v] = Lanes::load(b + v * width);
+          row[v] = Lanes::load(from);
         } else {
-          row[v] = Lanes::in_register(Lanes::load_input(b + v * width));
+          row[v] = Lanes::in_register(Lanes::load_input(from));
         }
       }
-      b += vectors * width;
+      b += group_vectors * width;
 #pragma GCC unroll 16
       for (int i = 0; i < rows; ++i) {
         const typename Lanes::Vector element = Lanes::broadcast(a[i] + step);
@@ -139,6 +79,15 @@ struct PackedBTile {
     }
     for (; step < steps; ++step) step_at(step);
     sums.store(target);
+  }
+};
+
+/// Two full groups of columns at once, for so few rows that the sums of one would wait for each other.
+template <class Lanes, class Stored>
+struct PackedBPair : PackedBTile<Lanes, Stored> {
+  template <int rows, int>
+  [[gnu::noinline]] static void multiply(const PackedBPair& tile) {
+    PackedBTile<Lanes, Stored>::template multiply_groups<rows, 2, Lanes::packed_vectors>(tile);
   }
 };
 
@@ -181,6 +130,9 @@ void packed_gemm(const PackedGemm<T, Stored>& x) {
   using Packed = typename Lanes::Packed;
   using Element = PackedElement<Lanes, Stored>;
   constexpr int64_t width = Lanes::width, block_k = gemm_block_k * Lanes::group, block_rows = 256;
+  constexpr int pair_rows = Lanes::packed_rows / 2;
+  // Wider elements keep memory busy with one group, and read best as one stream.
+  constexpr bool pairs = sizeof(Stored) == 1;
   // A row beside the next begins in another cache set; the last vector of a row may be stored whole.
   constexpr int64_t row_stride = gemm_block_k + 2 * width;
   static_assert(block_rows * row_stride * sizeof(Packed) <= gemm_workspace_bytes);
@@ -197,33 +149,43 @@ void packed_gemm(const PackedGemm<T, Stored>& x) {
       const int64_t k = part_size(k0, x.k, block_k), steps = (k + Lanes::group - 1) / Lanes::group;
       const int64_t packed_steps = (part_size(k0, x.packed_k, block_k) + Lanes::group - 1) / Lanes::group;
       broadcast_rows<Lanes>(x.a, i0, m, k0, k, static_cast<Packed*>(x.workspace), row_stride, rows);
-      for_column_groups<Lanes>(x.n, [&](int64_t first, int64_t vectors) {
-        const int64_t stretch = packed_steps * vectors * width;
-        const int64_t lines = stretch * static_cast<int64_t>(sizeof(Element)) / 64;
-        const bool last = k0 + k >= x.k && (first + vectors) * width >= x.n && i0 + m >= x.m;
-        const void* const next = last && x.next ? static_cast<const void*>(x.next) : b + stretch;
-        PackedBTile<Lanes, Stored> tile{
-            .steps = steps,
-            .a = nullptr,
-            .b = b,
-            .c = nullptr,
-            .c_stride = x.c_stride,
-            .last_columns = part_size(first * width, x.n, vectors * width) - (vectors - 1) * width,
-            .accumulate = k0 > 0,
-            .ahead = static_cast<const char*>(next),
-            .ahead_lines = lines / row_parts,
-            .ahead_per_step = 0};
+      const int64_t all_vectors = (x.n + width - 1) / width;
+      for (int64_t first = 0; first < all_vectors;) {
+        const int64_t vectors = group_vectors<Lanes>(all_vectors, first), rest = all_vectors - first - vectors;
+        const bool pair = pairs && m <= pair_rows && vectors == Lanes::packed_vectors && rest > 0 &&
+                          group_vectors<Lanes>(all_vectors, first + vectors) == vectors;
+        const int64_t columns = (pair ? 2 : 1) * vectors * width, stretch = packed_steps * vectors * width;
+        const bool last = k0 + k >= x.k && first * width + columns >= x.n && i0 + m >= x.m;
+        const Element* const behind = b + packed_steps * columns;
+        const int64_t lines = packed_steps * columns * static_cast<int64_t>(sizeof(Element)) / 64;
+        PackedBPair<Lanes, Stored> tile{
+            {.steps = steps,
+             .a = nullptr,
+             .b = b,
+             .stretch = stretch,
+             .c = nullptr,
+             .c_stride = x.c_stride,
+             .last_columns = part_size(first * width, x.n, columns) - (columns - width),
+             .accumulate = k0 > 0,
+             .ahead = last && x.next ? reinterpret_cast<const char*>(x.next) : reinterpret_cast<const char*>(behind),
+             .ahead_lines = lines / row_parts,
+             .ahead_per_step = 0}};
         tile.ahead_per_step = (tile.ahead_lines + steps - 1) / steps;
         if (tile.ahead_per_step > 3) tile.ahead_per_step = 3;
         for_balanced_parts<Lanes>(m, Lanes::packed_rows, [&](int64_t row, int64_t tile_rows) {
           tile.a = rows + row;
           tile.c = x.c + (i0 + row) * x.c_stride + first * width;
-          multiply_outer<Lanes, PackedBTile<Lanes, Stored>, Lanes::packed_rows, Lanes::packed_vectors>(tile_rows,
-                                                                                                       vectors, tile);
+          if (pair) {
+            multiply_outer<Lanes, PackedBPair<Lanes, Stored>, pair_rows, 1>(tile_rows, 1, tile);
+          } else {
+            multiply_outer<Lanes, PackedBTile<Lanes, Stored>, Lanes::packed_rows, Lanes::packed_vectors>(tile_rows,
+                                                                                                         vectors, tile);
+          }
           tile.ahead += tile.ahead_lines * 64;
         });
-        b += stretch;
-      });
+        first += columns / width;
+        b = behind;
+      }
     }
   }
 }

@@ -17,7 +17,7 @@ import torch
 from anabranch.cli.bench_chart import chart
 from anabranch.cli.bench_experts import Experts, Shape
 from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, Workload, measure
-from anabranch.cli.machine import Limits, device_name, measure_limits
+from anabranch.cli.machine import Limits, device_name, keep_freed_memory, measure_limits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 MODES = ("forward", "variable_k", "training")
@@ -62,6 +62,8 @@ def run(settings: Settings) -> int:
     shape = Shape(8, 128, 96, 2) if settings.quick else Shape()
     torch.manual_seed(0)
     print(f"{device_name(device)}; torch {torch.__version__}; {shape}; median of {settings.repeats}", flush=True)
+    if device.type == "cpu" and keep_freed_memory():
+        print("freed memory stays with the process, for all contenders", flush=True)
     try:
         limits = _limits(settings, device, "limits")
         print(header(), flush=True)

@@ -13,7 +13,6 @@ import torch
 from anabranch.cli.machine import Limits, last_cache_bytes
 
 Contenders = dict[str, Callable[[], object]]
-OURS = ("packed", "int8", "unpacked")  # the names that mean this library, the preferred one first
 
 _GRAPH_TOKENS = 512  # up to here a GPU waits for launches, not for kernels
 

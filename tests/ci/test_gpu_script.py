@@ -23,6 +23,7 @@ STEPS = [
     "sanitizer",
     "bench",
 ]
+SYSTEM_TOOLS = "bash", "basename", "dirname", "cat", "cp", "rm", "mkdir", "tail", "timeout", "grep", "sed", "tr", "wc"
 # Notes its call, fails where it matches FAILS, lacks the modules named in LACKS, and writes the file after --json.
 STUB = """#!/bin/bash
 call="$(basename "$0") $*"
@@ -54,7 +55,7 @@ class Machine:
 
     def run(self, fails: str = "", lacks: str = "") -> subprocess.CompletedProcess[str]:
         # /bin and /usr/bin may hold a real nvcc or cmake: only what the script itself uses is linked beside the stubs.
-        for tool in "bash basename dirname cat cp rm mkdir tail timeout grep sed tr wc".split():
+        for tool in SYSTEM_TOOLS:
             link = self.bin / tool
             if not link.exists():
                 link.symlink_to(shutil.which(tool))

@@ -76,15 +76,16 @@ struct HiddenGradientProblem {
     return {weight * d * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)), weight * d * value, value * up};
   }
 
-  /// What lies from the expert's width on may be infinite or NaN, and times zero it would stay so.
+  /// What weights from the expert's width on gave may be NaN, and times zero would stay so. In every tile: behind a
+  /// condition it costs registers that are not there.
   __device__ static void drop_columns(const Tile& tile, float (&sums)[Shape::kColumns / 2], int thread) {
+    const int used = tile.width - tile.column - fragment_column(thread, 0);
 #pragma unroll
-    for (int reg = 0; reg < Shape::kColumns / 2; ++reg)
-      if (tile.column + fragment_column(thread, reg) >= tile.width) sums[reg] = 0.0f;
+    for (int reg = 0; reg < Shape::kColumns / 2; ++reg) sums[reg] = fragment_column(0, reg) < used ? sums[reg] : 0.0f;
   }
 
   __device__ void store(const Tile& tile, float (&sums)[Shape::kColumns / 2], int thread) const {
-    if (tile.column + Shape::kColumns > tile.width) drop_columns(tile, sums, thread);
+    drop_columns(tile, sums, thread);
     const int lane = thread % 32;
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {

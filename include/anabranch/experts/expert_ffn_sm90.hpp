@@ -46,8 +46,9 @@ bool expert_ffn_sm90_takes(const ExpertFfn<T>& ffn, int64_t capacity) {
          detail::in_eights(ffn.x, ffn.in_features, ffn.intermediate, ffn.out_features);
 }
 
-/// True if the backward can write these gradients: they lie along their inputs too, in multiples of 8 elements. They are
-/// laid out anew from their shapes, so a transposed matrix that the forward takes as it lies may have one that does not.
+/// True if the backward can write these gradients: they lie along their inputs too, in multiples of 8 elements. They
+/// are laid out anew from their shapes, so a transposed matrix that the forward takes as it lies may have one that does
+/// not.
 template <class T>
 bool expert_ffn_sm90_writes(const ExpertFfnGradients<T>& gradients) {
   const auto suits = [](const ExpertLinear<T>& linear) {
@@ -63,8 +64,8 @@ template <class T>
 void expert_ffn_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const ExpertFfnSm90Workspace<T>& workspace, T* y,
                      T* pre_activation, int multiprocessors, cudaStream_t stream);
 
-/// expert_ffn_backward_reference, up to rounding, under the same conditions, into gradients that expert_ffn_sm90_writes.
-/// dweights past the plan's end is zero.
+/// expert_ffn_backward_reference, up to rounding, under the same conditions, into gradients that
+/// expert_ffn_sm90_writes. dweights past the plan's end is zero.
 template <class T>
 void expert_ffn_backward_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const T* dy, const T* pre_activation,
                               const ExpertFfnBackwardSm90Workspace<T>& workspace,

@@ -37,8 +37,8 @@ inline int hopper_multiprocessors() {
 /// Makes the device of a tensor current for as long as it lives; `stream` is torch's current stream there.
 ///
 /// The device before is restored by torch's own guard, which makes no context on a device that has none: cudaSetDevice
-/// would, and a process that works on cuda:1 alone would hold memory on cuda:0. That guard does nothing where the device
-/// is current already, so cudaSetDevice sees to it that this thread has a context too.
+/// would, and a process that works on cuda:1 alone would hold memory on cuda:0. That guard does nothing where the
+/// device is current already, so cudaSetDevice sees to it that this thread has a context too.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor) : guard_(tensor.get_device_index()) {

@@ -9,11 +9,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
-#include <array>
 #include <initializer_list>
 #include <optional>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "anabranch/core/check.hpp"
@@ -74,7 +72,8 @@ inline void check_floating(const char* op, const char* name, const Tensor& tenso
   const ScalarType type = tensor.scalar_type();
   check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16 ||
             type == ScalarType::Half,
-        op, ": ", name, " is ", dtype_name(type), ", must be float32, float64, bfloat16 or float16");
+        op, ": ", name, " is ", dtype_name(type),
+        ", must be float32, float64, bfloat16 or float16; convert it with .to(torch.float32)");
 }
 
 inline void check_same_device(const char* op, const char* name, const Tensor& tensor, const char* anchor_name,

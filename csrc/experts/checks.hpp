@@ -32,7 +32,7 @@ struct RoutedPlan {
     check(num_zero <= num_groups && num_identity <= num_groups && num_experts + num_zero + num_identity == num_groups,
           op, ": the plan has ", num_groups,
           " groups, must have num_experts + zero_experts + identity_experts = ", num_experts, " + ", num_zero, " + ",
-          num_identity);
+          num_identity, "; route over that many");
     check_weights(op, weights, x, item_ids.size(0));
     check_index_vector(op, "item_offsets", item_offsets, x.size(0) + 1);
     check_index_vector(op, "entry_ids", entry_ids, item_ids.size(0));
@@ -43,7 +43,8 @@ struct RoutedPlan {
       check_same_device(op, "expert_widths", *expert_widths, "x", x);
     }
     check(num_identity == 0 || x.size(1) == out_features, op, ": identity_experts is ", num_identity,
-          ", must be 0 where in_features = ", x.size(1), " and out_features = ", out_features, " differ");
+          ", must be 0 where in_features = ", x.size(1), " and out_features = ", out_features,
+          " differ; use zero_experts");
   }
 
   /// CPU only: what the kernels would otherwise meet as an index out of range.
@@ -149,7 +150,8 @@ inline void ExpertFfnArguments::check_all(const char* op) const {
   check_dtype(op, "gate_up_proj", gate_up_proj, dtype());
   check_dtype(op, "down_proj", down_proj, dtype());
   check(rows > 0 && in_features() > 0 && out_features() > 0, op, ": gate_up_proj has shape ",
-        shape_string(gate_up_proj), ", down_proj ", shape_string(down_proj), ", must have no empty feature dimension");
+        shape_string(gate_up_proj), ", down_proj ", shape_string(down_proj),
+        ", must have no empty feature dimension; expert_widths may be 0");
   const char* two = gated ? "2 * " : "";
   const std::string gate_up_meaning =
       transposed ? std::string("(num_experts, in_features, ") + two + "intermediate), transposed"
@@ -176,7 +178,8 @@ inline void ExpertFfnArguments::check_all(const char* op) const {
     check_tensor(op, "frozen_experts", *frozen_experts, {experts}, "(num_experts,)");
     check(frozen_experts->is_contiguous(), op, ": frozen_experts is not contiguous, must be; call .contiguous()");
   }
-  check_capacity(op, rows * 2, experts, num_items());
+  check(rows < INT32_MAX / 2, op, ": gate_up_proj has ", rows, " features, must have fewer than 2^30");
+  check_capacity(op, capacity(), group_offsets.size(0) - 1, num_items());
 }
 
 inline void check_expert_ffn_backward(const char* op, const ExpertFfnArguments& in, const Tensor& dy,

@@ -1,6 +1,7 @@
 // Packed expert weights in torch: packing them, and the inference on them. CPU only: on a GPU the weights are read as
 // they are.
-#include <tuple>
+#include <algorithm>
+#include <type_traits>
 
 #include "anabranch/experts/expert_ffn_cpu.hpp"
 #include "experts/checks.hpp"
@@ -33,7 +34,7 @@ Tensor expert_pack(const Tensor& weight, int64_t parts, bool interleaved, bool t
   check_features(op, "the number of features out", rows);
   check_features(op, "the number of features in", in_features);
   check(rows % parts == 0, op, ": weight has shape ", shape_string(weight), ", must have a multiple of ", parts,
-        " features out");
+        " features out; gated weights hold gate and up rows");
   const PackedLinearShape shape{parts, rows / parts, in_features, std::min(block, rows)};
   const auto row_of = [&](int64_t part, int64_t j) {
     return interleaved ? parts * j + part : part * shape.out_features + j;
@@ -58,19 +59,21 @@ void check_packed(const char* op, const char* name, const Tensor& packed, const 
                   const Tensor& x, const PackedLinearShape& shape, int64_t num_experts) {
   const bool integers = packed.scalar_type() == ScalarType::Char;
   check(packed.is_cpu() && packed.is_contiguous(), op, ": ", name, " is on ", device_string(packed),
-        packed.is_contiguous() ? "" : " and not contiguous", ", must be contiguous and on the CPU");
+        packed.is_contiguous() ? "" : " and not contiguous",
+        ", must be contiguous and on the CPU; packed weights are for the CPU alone");
   if (!integers) check_dtype(op, name, packed, x.scalar_type());
   check(!integers || x.scalar_type() != ScalarType::Double, op, ": x is float64, must be float32, bfloat16 or float16",
-        " with int8 weights");
+        " with int8 weights; convert it, or pack in float64");
   check(packed.dim() == 2 && packed.size(0) == num_experts && packed.size(1) == shape.expert_elements(), op, ": ", name,
         " has shape ", shape_string(packed), ", must be (", num_experts, ", ", shape.expert_elements(),
-        ") as pack_experts made it");
+        ") as pack_experts made it; pack the weights anew");
   check(integers == scales.has_value(), op, ": ", name, " is ", integers ? "int8" : "floating", ", must come ",
         integers ? "with" : "without", " scales");
   if (!scales) return;
   check_dtype(op, "scales", *scales, ScalarType::Float);
   check(scales->is_contiguous() && scales->numel() == num_experts * shape.parts * shape.out_features, op, ": ", name,
-        "'s scales have shape ", shape_string(*scales), ", must be contiguous, one for each expert and feature");
+        "'s scales have shape ", shape_string(*scales), ", must be contiguous, ", num_experts, " * ",
+        shape.parts * shape.out_features, ", one for each expert and feature; pack the weights anew");
 }
 
 void check_bias(const char* op, const char* name, const std::optional<Tensor>& bias, const Tensor& x,

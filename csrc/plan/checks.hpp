@@ -30,20 +30,23 @@ inline void check_weights(const char* op, const std::optional<Tensor>& weights, 
 inline int64_t check_offsets(const char* op, const char* name, const Tensor& offsets, int64_t capacity) {
   const int32_t* values = data<int32_t>(offsets);
   const int64_t last = offsets.size(0) - 1;
-  check(last >= 0 && values[0] == 0, op, ": ", name, "[0] is ", last >= 0 ? values[0] : -1, ", must be 0");
+  check(last >= 0 && values[0] == 0, op, ": ", name, "[0] is ", last >= 0 ? values[0] : -1,
+        ", must be 0; offsets are cumulative from 0");
   for (int64_t i = 0; i < last; ++i) {
     check(values[i] <= values[i + 1], op, ": ", name, "[", i + 1, "] is ", values[i + 1], ", must be at least ", name,
           "[", i, "] = ", values[i], "; offsets are cumulative");
   }
   check(values[last] <= capacity, op, ": ", name, "[-1] is ", values[last], ", must be at most the number of rows, ",
-        capacity);
+        capacity, "; the plan is for another number of rows");
   return values[last];
 }
 
 /// CPU only: the first `count` ids lie in [0, bound).
-inline void check_ids(const char* op, const char* name, const int32_t* ids, int64_t count, int64_t bound) {
+inline void check_ids(const char* op, const char* name, const int32_t* ids, int64_t count, int64_t bound,
+                      const char* advice = "the plan was made for other rows") {
   for (int64_t i = 0; i < count; ++i) {
-    check(ids[i] >= 0 && ids[i] < bound, op, ": ", name, "[", i, "] is ", ids[i], ", must be in [0, ", bound, ")");
+    check(ids[i] >= 0 && ids[i] < bound, op, ": ", name, "[", i, "] is ", ids[i], ", must be in [0, ", bound, "); ",
+          advice);
   }
 }
 
@@ -55,7 +58,8 @@ inline PlanArrays plan_arrays(const Tensor& group_offsets, const Tensor& item_id
 /// A plan's entries must be countable in int32.
 inline void check_capacity(const char* op, int64_t capacity, int64_t num_groups, int64_t num_items) {
   constexpr int64_t limit = INT32_MAX;
-  check(capacity >= 0 && capacity < limit, op, ": the plan would have ", capacity, " entries, must be below 2^31 - 1");
+  check(capacity >= 0 && capacity < limit, op, ": the plan would have ", capacity, " entries, must be below 2^31 - 1",
+        "; split the rows over several calls");
   check(num_groups >= 0 && num_groups < limit, op, ": num_groups is ", num_groups, ", must be in [0, 2^31 - 1)");
   check(num_items >= 0 && num_items < limit, op, ": num_items is ", num_items, ", must be in [0, 2^31 - 1)");
 }
@@ -80,14 +84,15 @@ inline void check_from_top_k(const char* op, const Tensor& indices, int64_t num_
   check_dim(op, "indices", indices, 2);
   const ScalarType type = indices.scalar_type();
   check(type == ScalarType::Long || type == ScalarType::Int, op, ": indices is ", dtype_name(type),
-        ", must be int64 or int32");
+        ", must be int64 or int32; convert it with .to(torch.int64)");
   check_capacity(op, indices.numel(), num_groups, indices.size(0));
 }
 
 inline void check_from_mask(const char* op, const Tensor& mask, int64_t capacity) {
   check_dim(op, "mask", mask, 2);
   check_dtype(op, "mask", mask, ScalarType::Bool);
-  check_capacity(op, capacity, mask.size(1), mask.size(0));
+  check(capacity >= 0 && capacity < INT32_MAX, op, ": capacity is ", capacity,
+        ", must be in [0, 2^31 - 1); pass the most pairs that the mask may hold");
   check_capacity(op, mask.numel(), mask.size(1), mask.size(0));
 }
 

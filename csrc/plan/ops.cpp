@@ -41,7 +41,8 @@ Built from_mask(const Tensor& mask_in, int64_t capacity) {
   const bool* bits = data<bool>(mask);
   int64_t count = 0;
   for (int64_t p = 0; p < n; ++p) count += bits[p];
-  check(count <= capacity, op, ": capacity is ", capacity, ", must be at least the number of pairs, ", count);
+  check(count <= capacity, op, ": capacity is ", capacity, ", must be at least the number of pairs, ", count,
+        "; leave it out where that is not known");
   PlanTensors plan(mask, num_groups, capacity);
   build_plan_cpu(
       n, [=](int64_t p) { return p / num_groups; }, [=](int64_t p) { return bits[p] ? p % num_groups : num_groups; },
@@ -54,7 +55,7 @@ Built from_pairs(const Tensor& item_ids, const Tensor& group_ids, int64_t num_it
   check_from_pairs(op, item_ids, group_ids, num_items, num_groups);
   const int64_t n = item_ids.size(0);
   const int32_t *items = data<int32_t>(item_ids), *groups = data<int32_t>(group_ids);
-  check_ids(op, "item_ids", items, n, num_items);
+  check_ids(op, "item_ids", items, n, num_items, "num_items is how many rows there are");
   check_group_ids(op, "group_ids", groups, n, num_groups);
   PlanTensors plan(item_ids, num_groups, n);
   build_plan_from_unsorted_cpu(

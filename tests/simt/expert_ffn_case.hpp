@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "anabranch/experts/expert_ffn_backward.hpp"
@@ -71,6 +72,24 @@ class ExpertFfnCase {
     ffn.gated = true;
     ffn.interleaved = shape.interleaved;
     return ffn;
+  }
+
+  /// NaN in the weights that a width keeps out of the results: of both matrices from the next multiple of 64 on, and of
+  /// one of them, which depends on the product, from the width on.
+  void poison_beyond_widths(bool all_of_gate_up, bool all_of_down) {
+    const auto ffn = problem();
+    const auto after = [](int64_t width, bool all) { return all ? width : (width + 63) / 64 * 64; };
+    for (int64_t e = 0; e < num_experts; ++e) {
+      for (int64_t j = after(ffn.width(e), all_of_gate_up); j < shape.intermediate; ++j) {
+        for (int64_t i = 0; i < 2 * shape.in_features; ++i) {
+          const int64_t row = ffn.gate_up_row(i % 2, j);
+          gate_up.data()[e * ffn.gate_up.expert_stride + row * shape.in_features + i / 2] = T(NAN);
+        }
+      }
+      for (int64_t j = after(ffn.width(e), all_of_down); j < shape.intermediate; ++j)
+        for (int64_t i = 0; i < shape.out_features; ++i)
+          down.data()[e * ffn.down.expert_stride + i * shape.intermediate + j] = T(NAN);
+    }
   }
 
   int64_t entries() const {

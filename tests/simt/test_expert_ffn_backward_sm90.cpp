@@ -48,6 +48,7 @@ void check_backward(const ExpertFfnShape& shape, int wanted = 63) {
   constexpr double kTolerance = std::is_same_v<T, bfloat16> ? 0.03 : 0.004;
   std::mt19937 random(23);
   ExpertFfnCase<T> given(shape, random);
+  given.poison_beyond_widths(false, true);
   const ExpertFfn<T> ffn = given.problem();
   const int64_t inner = shape.intermediate, capacity = given.capacity;
   Guarded<T> dy(random_values<T>(shape.num_items * shape.out_features, random));

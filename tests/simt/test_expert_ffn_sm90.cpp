@@ -27,6 +27,7 @@ template <class T, class Shape>
 std::vector<T> check_forward(const ExpertFfnShape& shape, GatherKind gather) {
   std::mt19937 random(17);
   ExpertFfnCase<T> given(shape, random);
+  given.poison_beyond_widths(true, false);
   const ExpertFfn<T> ffn = given.problem();
   const int64_t columns = 2 * shape.intermediate, capacity = given.capacity;
   const std::vector<T> untouched(static_cast<size_t>(capacity * columns), T(-77.0f));

@@ -4,7 +4,6 @@
 // and keep NaN, so host and device results agree bit for bit.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 #include <type_traits>
 

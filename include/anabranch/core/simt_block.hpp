@@ -54,11 +54,17 @@ inline Schedule& current_schedule() {
   return schedule;
 }
 
-/// Calls f() under every order, the random one with three seeds.
+/// Calls f() under every order, the random one with three seeds. Under AddressSanitizer half of them: what a kernel
+/// addresses depends little on the order, and a build without it runs them all.
 template <class F>
 void for_each_schedule(F&& f) {
-  for (const Schedule schedule : {Schedule{Order::ascending}, Schedule{Order::descending}, Schedule{Order::interleaved},
-                                  Schedule{Order::random, 1}, Schedule{Order::random, 2}, Schedule{Order::random, 3}}) {
+#if defined(__SANITIZE_ADDRESS__)
+  constexpr Schedule schedules[] = {{Order::descending}, {Order::interleaved}, {Order::random, 1}};
+#else
+  constexpr Schedule schedules[] = {{Order::ascending}, {Order::descending}, {Order::interleaved},
+                                    {Order::random, 1}, {Order::random, 2},  {Order::random, 3}};
+#endif
+  for (const Schedule schedule : schedules) {
     current_schedule() = schedule;
     f();
   }

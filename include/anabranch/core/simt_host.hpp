@@ -1,8 +1,8 @@
 // What CUDA's names mean to a host compiler: the language of kernels, in plain C++.
 //
-// Only what kernels of this library use is here. There are no float atomics on purpose: their sums depend on the order
-// of arrival, and every result of this library is reproducible. __activemask() is missing too: what it returns is not
-// defined by the program.
+// Warp collectives, integer atomics and bit counts are here as a kernel may want them; each has its test in
+// tests/simt/test_simt.cpp. There are no float atomics on purpose: their sums depend on the order of arrival, and every
+// result of this library is reproducible. __activemask() is missing too: what it returns is not defined by the program.
 #pragma once
 
 #include <bit>
@@ -98,14 +98,8 @@ unsigned __match_any_sync(unsigned mask, T value) {
 }
 
 inline int __popc(unsigned value) { return std::popcount(value); }
-inline int __popcll(unsigned long long value) { return std::popcount(value); }
 inline int __ffs(int value) { return value ? std::countr_zero(static_cast<unsigned>(value)) + 1 : 0; }
 inline int __clz(int value) { return std::countl_zero(static_cast<unsigned>(value)); }
-
-template <class T>
-T __ldg(const T* address) {
-  return *address;
-}
 
 namespace anabranch::simt {
 

@@ -9,8 +9,6 @@
 // and bits 4-6 of every address are then exclusive-ored with its bits 7-9.
 #pragma once
 
-#include <string>
-
 #include "anabranch/core/scalar.hpp"
 #include "anabranch/core/simt_async.hpp"
 

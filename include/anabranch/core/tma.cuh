@@ -6,8 +6,6 @@
 // Elements outside the tensor are written as zeros and count as bytes all the same.
 #pragma once
 
-#include <initializer_list>
-
 #include "anabranch/core/check.hpp"
 #include "anabranch/core/mbarrier.cuh"
 #include "anabranch/core/scalar.hpp"

@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstdint>
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 
 #include "anabranch/core/scalar.hpp"
 #include "anabranch/core/simt.cuh"
@@ -42,6 +44,15 @@ void dispatch_vector_width(int64_t width, std::initializer_list<const void*> poi
 inline dim3 row_block(int64_t pieces, unsigned max_x = 64) {
   const auto x = std::bit_floor(static_cast<unsigned>(std::clamp<int64_t>(pieces, 1, max_x)));
   return dim3(x, 256 / x);
+}
+
+/// Blocks of a one-dimensional grid; throws std::invalid_argument where CUDA could not number them.
+inline unsigned grid_of(int64_t blocks) {
+  if (blocks > INT32_MAX) {
+    throw std::invalid_argument("anabranch: a kernel would need " + std::to_string(blocks) +
+                                " blocks, must be at most 2^31 - 1; pass fewer rows or groups at a time");
+  }
+  return static_cast<unsigned>(blocks);
 }
 
 inline dim3 row_grid(int64_t rows, dim3 block) { return dim3(static_cast<unsigned>((rows + block.y - 1) / block.y)); }

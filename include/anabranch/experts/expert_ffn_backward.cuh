@@ -250,8 +250,8 @@ void expert_ffn_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, const T
     const int64_t blocks = tiles.max_tiles * expert_ffn_dot_parts(ffn.intermediate);
     const detail::GemmLines<T> upstream{dy, ffn.out_features, 1, ffn.item_ids, ffn.num_items};
     const detail::GemmLines<T> down{ffn.down.weight, ffn.down.in_stride, ffn.down.out_stride};
-    launch(detail::hidden_backward_kernel<T>, detail::grid_of(blocks), detail::kGemmThreads,
-           detail::GemmTile<T>::shared_size(), stream, ffn, tiles, upstream, down, pre_activation, scratch);
+    launch(detail::hidden_backward_kernel<T>, grid_of(blocks), detail::kGemmThreads, detail::GemmTile<T>::shared_size(),
+           stream, ffn, tiles, upstream, down, pre_activation, scratch);
     if (gradients.x) detail::input_backward_cuda(ffn, tiles, scratch.dpre_activation, scratch.sums, stream);
   }
   if (gradients.x) {

@@ -8,7 +8,6 @@
 //   dx[t]      += gate_up[g]^T [dgate; dup]    (identity group: w dy[t])
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "anabranch/experts/expert_ffn.hpp"

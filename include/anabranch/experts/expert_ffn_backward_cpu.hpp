@@ -10,7 +10,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <numeric>
 
 #include "anabranch/experts/expert_ffn_backward.hpp"

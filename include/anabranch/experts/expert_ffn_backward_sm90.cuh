@@ -3,7 +3,7 @@
 // 1. hidden: d = dy[item] down[g], rows of dy gathered by cp.async, down N-major as it lies. Each thread turns its sums
 //    into weight * hidden [capacity, intermediate], [dgate; dup] [capacity, 2, intermediate] and, per 64 features and
 //    row, a part of the weight's gradient, added within a quad by a fixed tree. Columns from an expert's width on are
-//    zeros, so no later product has to know it for being right.
+//    zeros, whatever the weights are there, so no later product has to know it for being right.
 // 2. x: rows [capacity, in_features] = dgate gate[g] + dup up[g], both N-major, rounded to T; then combine.cuh by item.
 // 3. down: sums over rows of dy[item]^T (weight * hidden). gate_up: [dgate; dup]^T x[item] (weight_gradient_sm90.cuh).
 // 4. Gradients of routing weights and biases: the portable kernels (expert_ffn_backward.cuh).
@@ -76,7 +76,16 @@ struct HiddenGradientProblem {
     return {weight * d * up * sigmoid * (1.0f + gate * (1.0f - sigmoid)), weight * d * value, value * up};
   }
 
-  __device__ void store(const Tile& tile, const float (&sums)[Shape::kColumns / 2], int thread) const {
+  /// What weights from the expert's width on gave may be NaN, and times zero would stay so. In every tile: behind a
+  /// condition it costs registers that are not there.
+  __device__ static void drop_columns(const Tile& tile, float (&sums)[Shape::kColumns / 2], int thread) {
+    const int used = tile.width - tile.column - fragment_column(thread, 0);
+#pragma unroll
+    for (int reg = 0; reg < Shape::kColumns / 2; ++reg) sums[reg] = fragment_column(0, reg) < used ? sums[reg] : 0.0f;
+  }
+
+  __device__ void store(const Tile& tile, float (&sums)[Shape::kColumns / 2], int thread) const {
+    drop_columns(tile, sums, thread);
     const int lane = thread % 32;
 #pragma unroll
     for (int lower = 0; lower < 2; ++lower) {

@@ -2,6 +2,10 @@
 //
 // The functions are instantiated for bfloat16 and half in csrc/experts/*_sm90.cu; their kernels are in
 // expert_ffn_sm90.cuh and expert_ffn_backward_sm90.cuh. They read nothing back from the device and may be captured.
+//
+// Depth is multiplied 64 at a time, so weights from an expert's width to the next multiple of 64 meet zeros: those
+// columns of down and, in the backward, those gate and up rows must be finite, or 0 * NaN reaches results. Weights that
+// lie farther are never used, whatever they are. The portable kernels read none beyond a width.
 #pragma once
 
 #include "anabranch/core/simt.cuh"

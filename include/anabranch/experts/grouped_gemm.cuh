@@ -11,6 +11,7 @@
 
 #include <utility>
 
+#include "anabranch/core/vector.cuh"
 #include "anabranch/experts/gemm_tile.cuh"
 #include "anabranch/experts/tile_schedule.cuh"
 

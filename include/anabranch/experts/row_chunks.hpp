@@ -1,7 +1,6 @@
 // Cutting the routed rows of all groups into tiles, and one worker's scratch; shared by the CPU kernels of this room.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>

@@ -11,7 +11,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <stdexcept>
 
 #include "anabranch/plan/offsets.cuh"
 #include "anabranch/plan/sort.cuh"
@@ -88,14 +87,6 @@ __global__ void __launch_bounds__(kSortThreads) row_tiles_kernel(RowTiles tiles,
   if (threadIdx.x == 0) {
     tile_offsets[scheduled] = static_cast<Offset>(before < tiles.max_tiles ? before : tiles.max_tiles);
   }
-}
-
-/// Blocks of a one-dimensional grid; throws std::invalid_argument where CUDA could not number them.
-inline unsigned grid_of(int64_t blocks) {
-  if (blocks > INT32_MAX) {
-    throw std::invalid_argument("anabranch: a kernel would need more than 2^31 - 1 blocks; pass fewer rows at a time");
-  }
-  return static_cast<unsigned>(blocks);
 }
 
 }  // namespace detail

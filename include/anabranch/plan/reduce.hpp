@@ -4,7 +4,6 @@
 // because a tensor must have defined contents, and are never read.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "anabranch/core/scalar.hpp"

@@ -135,8 +135,8 @@ void segment_reduce_cuda(const T* values, const int32_t* group_offsets, int64_t 
     using Sum = accumulate_t<T>;
     const auto kernel = detail::selects(reduction) ? detail::segment_reduce_kernel<T, N, detail::WinnerLane<Sum>>
                                                    : detail::segment_reduce_kernel<T, N, detail::SumLane<Sum>>;
-    launch(kernel, static_cast<unsigned>(num_groups * strips), block, shared_bytes<Sum, int32_t>(256 * N, 256 * N),
-           stream, values, group_offsets, capacity, width, strips, reduction, out, arg);
+    launch(kernel, grid_of(num_groups * strips), block, shared_bytes<Sum, int32_t>(256 * N, 256 * N), stream, values,
+           group_offsets, capacity, width, strips, reduction, out, arg);
   });
 }
 

@@ -1,0 +1,79 @@
+"""Calls every kernel of a device and compares with the CPU: `python .ci/every_kernel.py cuda`.
+
+Small, and without a test framework: it also runs under compute-sanitizer, on a machine that has torch alone, and with a
+wheel that was built elsewhere. Sizes that are multiples of 8 reach the tensor-core kernels in 16-bit types, odd sizes
+the portable kernels.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+import anabranch
+from anabranch import plan
+from anabranch.experts import expert_ffn, grouped_mm
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+SIZES = [(33, 21), (72, 136)]  # width, intermediate
+TOKENS, EXPERTS, TOP_K = 100, 5, 2
+
+
+def make_inputs(dtype: torch.dtype, width: int, inner: int) -> dict[str, torch.Tensor]:
+    weights_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    return {
+        "x": torch.randn(TOKENS, width, dtype=dtype),
+        "gate_up": torch.randn(EXPERTS, 2 * inner, width, dtype=dtype) * width**-0.5,
+        "down": torch.randn(EXPERTS, width, inner, dtype=dtype) * inner**-0.5,
+        "gate_up_bias": torch.randn(EXPERTS, 2 * inner, dtype=dtype),
+        "weights": torch.rand(TOKENS, TOP_K, dtype=weights_dtype),
+        "indices": torch.randint(0, EXPERTS + 1, (TOKENS, TOP_K)),  # EXPERTS: routed to none
+        "widths": torch.tensor([inner, 0, 5, inner, inner - 3], dtype=torch.int32),
+    }
+
+
+def results(inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Tensor]:
+    on = {name: tensor.to(device) for name, tensor in inputs.items()}
+    learns = [tensor.requires_grad_() for tensor in on.values() if tensor.is_floating_point()]
+    x, gate_up, down, bias, indices = (on[name] for name in ("x", "gate_up", "down", "gate_up_bias", "indices"))
+    routed = plan.from_top_k(indices, on["weights"], num_groups=EXPERTS)
+    mask = plan.from_mask(x.detach()[:, :EXPERTS] > 0, capacity=TOKENS * EXPERTS)
+    pairs = plan.from_pairs(indices[:, 0], indices[:, 1], num_items=EXPERTS + 1, num_groups=EXPERTS + 1)
+    rows = plan.gather(x, routed, weighted=True)
+    out = {
+        "expert_ffn": expert_ffn(x, gate_up, down, routed, gate_up_bias=bias, expert_widths=on["widths"]),
+        "expert_ffn, gated by gelu": expert_ffn(x, gate_up, down, routed, activation="gelu"),
+        "grouped_mm": plan.scatter_add(grouped_mm(rows, gate_up.mT, routed.group_offsets), routed),
+    }
+    for reduction in ("sum", "mean", "max", "min"):
+        out[f"segment_reduce, {reduction}"] = plan.segment_reduce(rows, routed, reduction)
+    gradients = torch.autograd.grad(sum(tensor.square().mean() for tensor in out.values()), learns)
+    out |= {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
+    out |= {"from_mask": mask.item_ids, "from_pairs": pairs.item_ids}
+    with torch.no_grad():
+        out["expert_ffn, inference"] = expert_ffn(x, gate_up, down, routed)
+    return {name: tensor.detach().cpu() for name, tensor in out.items()}
+
+
+def main(device: str) -> str:
+    if device != "cpu" and not anabranch.has_cuda_kernels:
+        return "this build of anabranch has no CUDA kernels"
+    torch.manual_seed(0)
+    compared = 0
+    for dtype, tolerance in TOLERANCES.items():
+        for width, inner in SIZES:
+            inputs = make_inputs(dtype, width, inner)
+            wanted = results({name: tensor.clone() for name, tensor in inputs.items()}, "cpu")
+            for name, found in results(inputs, device).items():
+                error = (found.double() - wanted[name].double()).abs().max().item()
+                scale = max(wanted[name].double().abs().max().item(), 1e-30)
+                if not error <= tolerance * scale:
+                    return f"{name}, {dtype}, width {width}: off by {error / scale:.2g} of the largest value"
+                compared += 1
+    print(f"torch {torch.__version__}: {compared} results on {device} equal the CPU's")
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]) or 0)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from anabranch.experts.expert_ffn import Activation, expert_ffn
-from anabranch.experts.packed import PackedCache, PackedExperts
+from anabranch.experts.packed import PackedExperts
+from anabranch.experts.packed_cache import PackedCache
 from anabranch.plan import Plan
 
 

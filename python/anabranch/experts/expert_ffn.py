@@ -53,7 +53,7 @@ def expert_ffn(
         gate_up_bias: `[E, 2I]` (`[E, I]` if not `gated`), in the row order of gate_up_proj, or None.
         down_bias: `[E, O]` or None.
         activation: of the gate; "gelu" is the exact one, "relu2" the squared relu.
-        interleaved: gate and up rows alternate (gate0, up0, gate1, ...).
+        interleaved: gate and up rows alternate (gate0, up0, gate1, ...); without `gated` it changes nothing.
         zero_experts: groups E .. E + zero_experts give 0 and cost nothing.
         identity_experts: the groups after those give `x[t]` itself and cost one addition; they need O = H.
         expert_widths: int32 `[E]`; expert e uses only its first `expert_widths[e]` intermediate features.
@@ -90,7 +90,7 @@ def expert_ffn(
         plan,
         (gate_up_proj, gate_up_bias, down_proj, down_bias),
         (expert_widths, frozen_experts),
-        (ACTIVATIONS.index(activation), gated, interleaved, transposed, zero_experts, identity_experts),
+        (ACTIVATIONS.index(activation), gated, interleaved and gated, transposed, zero_experts, identity_experts),
     )
 
 

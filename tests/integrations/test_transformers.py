@@ -128,7 +128,8 @@ def test_a_norm_behind_each_expert(inner: int) -> None:
     torch.testing.assert_close(states, eager_states, rtol=1e-4, atol=1e-4)
     assert gradients.keys() == eager_gradients.keys()
     for parameter, gradient in gradients.items():
-        torch.testing.assert_close(gradient, eager_gradients[parameter], rtol=1e-4, atol=1e-4)
+        wanted = eager_gradients[parameter]
+        assert (gradient - wanted).abs().max() <= 1e-5 * wanted.abs().max(), parameter
 
 
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])

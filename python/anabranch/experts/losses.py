@@ -78,7 +78,9 @@ def dynmole_balance_loss(logits: Tensor, plan: Plan) -> Tensor:
     scores = score_logits(op, logits)
     _check_plan(op, scores, plan)
     if plan.weights is None:
-        raise ValueError(f"{op}: the plan has no weights, must have the router's")
+        raise ValueError(
+            f"{op}: the plan has no weights, must have the router's; pass the plan as the router returned it"
+        )
     weight_sums = segment_reduce(plan.weights[:, None], plan, "sum")[:, 0].to(scores.dtype)
     mean_weights = weight_sums / max(scores.shape[0], 1)
     return scores.shape[1] * (mean_weights * _mean_over_tokens(softmax(scores))).sum()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -29,9 +29,10 @@ def check_floating(op: str, **tensors: Tensor | None) -> None:
 
 def check_same_dtype(op: str, anchor_name: str, anchor: Tensor, **tensors: Tensor | None) -> None:
     """Raises ValueError for a tensor of another dtype than the anchor's; None is passed over."""
+    dtype = anchor.dtype
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.dtype != anchor.dtype:
-            wanted = dtype_name(anchor.dtype)
+        if tensor is not None and tensor.dtype != dtype:
+            wanted = dtype_name(dtype)
             raise ValueError(
                 f"{op}: {name} is {dtype_name(tensor.dtype)}, must be {wanted} like {anchor_name}; "
                 f"convert it with .to(torch.{wanted})"
@@ -44,10 +45,11 @@ def check_same_device(op: str, anchor_name: str, anchor: Tensor, **tensors: Tens
     Not left to the kernels: torch takes a call with one meta tensor for a question about shapes, and its answer is
     memory that nobody has written.
     """
+    device = anchor.device
     for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != anchor.device:
+        if tensor is not None and tensor.device != device:
             raise ValueError(
-                f"{op}: {name} is on {tensor.device}, must be on {anchor.device} like {anchor_name}; "
+                f"{op}: {name} is on {tensor.device}, must be on {device} like {anchor_name}; "
                 f"move it with .to({anchor_name}.device)"
             )
 
@@ -62,8 +64,6 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def call_as(op: str, kernel: Callable[..., Any], *arguments: Any) -> Any:
     """`kernel(*arguments)`; a ValueError begins with `op`, the function that was called, not with a part of it."""
-    if torch.compiler.is_compiling():
-        return kernel(*arguments)
     try:
         return kernel(*arguments)
     except ValueError as error:

@@ -66,6 +66,9 @@ def route_top_k(logits: Tensor, k: int, *, score: Score = "softmax", renormalize
 
     Raises:
         ValueError: wrong shape or dtype, `k` out of range, unknown `score`, NaN (CPU, eager).
+
+    Cost:
+        O(T E log E) for the ranking, in a fixed number of torch ops; no host sync.
     """
     op = "route_top_k"
     check_score(op, score)
@@ -114,6 +117,9 @@ def route_top_p(
 
     Raises:
         ValueError: wrong shape or dtype, `p` or a bound out of range, NaN (CPU, eager).
+
+    Cost:
+        As `route_top_k`, and a running sum over the first k_max experts.
     """
     op = "route_top_p"
     _check_mass(op, p)
@@ -159,6 +165,9 @@ def route_tsallis(
 
     Raises:
         ValueError: wrong shape or dtype, an argument out of range, NaN (CPU, eager).
+
+    Cost:
+        As `route_top_p`, and O(T E) for the entropy where the threshold is below 1.
     """
     op = "route_tsallis"
     _check_mass(op, p)
@@ -215,6 +224,9 @@ def route_percentile(
     Raises:
         ValueError: wrong shape or dtype, an argument out of range, both or neither of `q` and `threshold`, a
             threshold on another device, NaN (CPU, eager).
+
+    Cost:
+        As `route_top_k`.
     """
     op = "route_percentile"
     check_score(op, score)

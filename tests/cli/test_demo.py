@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,18 @@ def test_demo_runs_to_its_last_line(tmp_path: Path, text_file: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     for name in ("dense", "top-2", "top-p"):
-        assert name in done.stdout
+        # A bar where tqdm is installed, else lines now and then.
+        assert re.search(
+            rf"^{name} .*\d bits/byte, [\d,]+ tokens/s", done.stdout + done.stderr.replace("\r", "\n"), re.M
+        )
+    header, *rows = (re.split(r"  +", line.rstrip()) for line in done.stdout.splitlines()[-5:-1])
+    assert header == ["variant", "validation bits/byte", "experts/byte", "FFN FLOPs executed / all experts", "tokens/s"]
+    number = r"\d+\.\d+"
+    for row, experts, share in zip(
+        rows, ("dense", r"2\.00 ± 0\.00", f"{number} ± {number}"), ("100 %", r"25\.0%", f"{number}%"), strict=True
+    ):
+        for cell, wanted in zip(row[1:], (r"\d\.\d{3}", experts, share, r"[\d,]+"), strict=True):
+            assert re.fullmatch(wanted, cell), row
     assert done.stdout.rstrip().endswith(f"wrote {out}")
     report = parse(out)
     seen = "".join(report.seen)

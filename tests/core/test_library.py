@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-import anabranch
+import anabranch  # noqa: F401  (registers the ops)
+from anabranch.core.library import _explanation
 
 
 def op_names() -> list[str]:
@@ -20,12 +21,16 @@ def test_every_op_answers_on_cuda() -> None:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"), name
 
 
-@pytest.mark.skipif(anabranch.has_cuda_kernels, reason="this build has CUDA kernels")
 def test_a_build_without_cuda_kernels_says_what_to_do() -> None:
-    from anabranch.core.library import _explanation
-
     with pytest.raises(ValueError, match=r"plan_gather: the tensors are on a CUDA device.*ANABRANCH_CUDA=ON"):
         _explanation("plan_gather")()
+
+
+@pytest.mark.parametrize("name", ["expert_pack", "expert_ffn_packed"])
+def test_what_is_for_cpus_alone_does_not_ask_for_another_build(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: the tensors are on a CUDA device, must be on the CPU; ") as error:
+        _explanation(name)()
+    assert "needs no packing, use expert_ffn" in str(error.value) and "nvcc" not in str(error.value)
 
 
 @pytest.mark.cpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -104,8 +105,10 @@ def test_bad_input(x: torch.Tensor, message: str) -> None:
         moe(x)
 
 
-@pytest.mark.parametrize("change", [{"num_experts": 0}, {"hidden_size": 0}, {"zero_experts": -1}])
-def test_bad_arguments(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "change", [{"num_experts": 0}, {"hidden_size": 0}, {"zero_experts": -1}, {"activation": "tanh"}]
+)
+def test_bad_arguments(change: dict[str, Any]) -> None:
     arguments = {"hidden_size": 4, "intermediate_size": 4, "num_experts": 2, "router": partial(route_top_k, k=1)}
     with pytest.raises(ValueError, match="DynamicMoE: "):
         DynamicMoE(**(arguments | change))

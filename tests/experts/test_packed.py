@@ -156,10 +156,17 @@ def test_opcheck_and_compile() -> None:
     [
         ({"weight_dtype": torch.int16}, r"weight_dtype is torch.int16"),
         ({"down_proj": torch.randn(3, 37, 101)}, r"down_proj has shape \(3, 37, 101\), must fit"),
-        ({"down_proj": torch.randn(4, 37, 101).double()}, r"down_proj is torch.float64"),
+        (
+            {"down_proj": torch.randn(4, 37, 101).double()},
+            r"down_proj is float64, must be float32 like gate_up_proj; convert",
+        ),
         ({"gate_up_bias": torch.randn(4, 3)}, r"gate_up_bias has shape \(4, 3\)"),
-        ({"gate_up_proj": torch.zeros(4, 202, 37, dtype=torch.int32)}, r"gate_up_proj is torch.int32"),
-        ({"gate_up_proj": torch.full((4, 202, 37), torch.inf), "weight_dtype": torch.int8}, r"is not finite"),
+        ({"gate_up_bias": torch.ones(4, 202, dtype=torch.int64)}, r"gate_up_bias is int64, must be float32 like"),
+        ({"gate_up_proj": torch.zeros(4, 202, 37, dtype=torch.int32)}, r"gate_up_proj is int32, must be float32"),
+        (
+            {"gate_up_proj": torch.full((4, 202, 37), torch.inf), "weight_dtype": torch.int8},
+            r"gate_up_proj of expert 0 holds inf, must be finite",
+        ),
     ],
 )
 def test_bad_weights(change: dict[str, Any], message: str) -> None:

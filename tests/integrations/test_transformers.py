@@ -11,6 +11,7 @@ import torch
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
 
+from anabranch import CostMeter  # noqa: E402
 from anabranch.integrations.transformers import experts_forward, pack, register, unpack  # noqa: E402
 
 COMMON = {
@@ -41,6 +42,20 @@ MODELS = {
         **COMMON, intermediate_size=inner, num_local_experts=4, num_experts_per_tok=2, head_dim=10
     ),
 }
+if hasattr(transformers, "NemotronHConfig"):  # experts without a gate
+    MODELS["nemotron_h"] = lambda inner: transformers.NemotronHConfig(
+        **{name: value for name, value in COMMON.items() if name != "num_hidden_layers"},
+        layers_block_type=["full_attention", "moe"] * 2,
+        moe_intermediate_size=inner,
+        moe_shared_expert_intermediate_size=24,
+        n_routed_experts=6,
+        num_experts_per_tok=3,
+        head_dim=10,
+    )
+if hasattr(transformers, "AriaTextConfig"):  # weights [E, in, out] with the usual gate
+    MODELS["aria_text"] = lambda inner: transformers.AriaTextConfig(
+        **COMMON, intermediate_size=inner, moe_num_experts=6, moe_topk=2
+    )
 
 
 def build(name: str, inner: int, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -77,6 +92,60 @@ def test_logits_gradients_and_generation_equal_eager(name: str, inner: int) -> N
     for parameter, gradient in gradients.items():
         torch.testing.assert_close(gradient, eager_gradients[parameter], rtol=1e-4, atol=1e-5)
     assert torch.equal(generated, eager_tokens)
+
+
+@pytest.mark.skipif(not hasattr(transformers, "MuseSparkTextConfig"), reason="these transformers have no muse_spark")
+@pytest.mark.parametrize("inner", [32, 37])
+def test_a_norm_behind_each_expert(inner: int) -> None:
+    register()
+    config = transformers.MuseSparkTextConfig(
+        **COMMON,
+        intermediate_size=40,
+        moe_hidden_size=24,
+        moe_intermediate_size=inner,
+        num_local_experts=6,
+        num_experts_per_tok=3,
+        head_dim=10,
+    )
+    from transformers.models.muse_spark.modeling_muse_spark import MuseSparkTextModel
+
+    model = MuseSparkTextModel(config)
+    assert pack(model) == 0
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.mlp.experts.post_expert_norm.weight.normal_()
+    tokens, upstream = torch.randint(1, 97, (2, 11)), torch.randn(2, 11, 40)
+    results = []
+    for implementation in ("eager", "anabranch"):
+        model.set_experts_implementation(implementation)
+        model.zero_grad()
+        states = model(tokens).last_hidden_state
+        (states * upstream).sum().backward()
+        results.append(
+            (states.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
+    (eager_states, eager_gradients), (states, gradients) = results
+    torch.testing.assert_close(states, eager_states, rtol=1e-4, atol=1e-4)
+    assert gradients.keys() == eager_gradients.keys()
+    for parameter, gradient in gradients.items():
+        wanted = eager_gradients[parameter]
+        assert (gradient - wanted).abs().max() <= 1e-5 * wanted.abs().max(), parameter
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
+def test_the_meter_counts_either_way(name: str) -> None:
+    """gpt-oss, composed of several ops, costs what the one op of Mixtral does."""
+    model = build(name, 37).eval()
+    model.set_experts_implementation("anabranch")
+    experts = model.config.num_local_experts
+    with CostMeter(model) as meter, torch.no_grad():
+        model(torch.randint(1, 97, (2, 11)))
+    numbers = 40 * 74 + 37 * 40
+    cost = meter.total()
+    assert cost.executed_flops == 2 * 22 * 2 * 2 * numbers  # layers, tokens, choices
+    assert cost.dense_flops == 2 * 22 * experts * 2 * numbers
+    assert 0 < cost.executed_bytes <= cost.dense_bytes == 2 * experts * numbers * 4
+    assert {module.rsplit(".", 1)[1] for module in meter.by_module()} == {"experts"}
 
 
 def test_bfloat16_is_close_to_eager() -> None:

@@ -62,3 +62,32 @@ def test_id_vectors_must_be_int32_contiguous_and_flat(op: Callable[[torch.Tensor
     ):
         with pytest.raises(ValueError, match=rf"^[a-z_]+: {message}"):
             op(ids)
+
+
+def test_capacity_and_ids_of_the_builders() -> None:
+    mask, ids = torch.ones(3, 2, dtype=torch.bool), torch.zeros(3, dtype=torch.int64)
+    for capacity in (-1, 2**31 - 1, -(2**40)):
+        with pytest.raises(ValueError, match=rf"^from_mask: capacity is {capacity}, must be in \[0, 2\^31 - 1\); give"):
+            plan.from_mask(mask, capacity=capacity)
+    with pytest.raises(ValueError, match=r"^from_mask: capacity is 5, must be at least the number of pairs, 6"):
+        plan.from_mask(mask, capacity=5)
+    with pytest.raises(ValueError, match=r"^from_pairs: group_ids is torch.int16, must be int32 or int64; convert"):
+        plan.from_pairs(ids, ids.short(), num_items=1, num_groups=1)
+
+
+def test_rows_are_floating_and_weights_are_there() -> None:
+    built = plan.from_top_k(torch.zeros(3, 2, dtype=torch.int64), num_groups=1)
+    whole = torch.ones(6, 2, dtype=torch.int32)
+    calls: dict[str, Callable[[], Any]] = {
+        "gather: x": lambda: plan.gather(whole[:3], built),
+        "scatter_add: values": lambda: plan.scatter_add(whole, built),
+        "segment_reduce: values": lambda: plan.segment_reduce(whole, built, "max"),
+        "scatter_add: weights": lambda: plan.scatter_add(whole.float(), built.with_weights(whole[:, 0])),
+    }
+    for name, call in calls.items():
+        with pytest.raises(
+            ValueError, match=f"^{name} is int32, must be float32, float64, bfloat16 or float16; convert"
+        ):
+            call()
+    with pytest.raises(ValueError, match=r"^gather: the plan has no weights, must have them when weighted=True; add"):
+        plan.gather(torch.ones(3, 2), built, weighted=True)

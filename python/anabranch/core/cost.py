@@ -16,7 +16,7 @@ class Cost:
 
     Attributes:
         calls: number of op calls.
-        executed_rows: rows that ran; dense_rows: rows that would have run without a plan.
+        executed_rows: rows that ran; dense_rows: every row in every group, as without a plan.
         executed_flops, dense_flops: the products' FLOPs for those rows, forward only.
         executed_bytes, dense_bytes: bytes of weights that had to be read (touched groups only against all).
     """
@@ -63,7 +63,12 @@ class Call:
 
 
 class CostMeter:
-    """Counts executed and dense rows, FLOPs and weight bytes of every op call made while it is active.
+    """Counts executed and dense rows, FLOPs and weight bytes of the calls made while it is active.
+
+    Counted is what multiplies by weights: `expert_ffn`, `grouped_lora`, `PackedExperts` and `grouped_mm`, and with them
+    `DynamicMoE` and the transformers integration. `gather`, `scatter_add`, `segment_reduce` and the builders of plans
+    are not: they move rows and read no weights. `grouped_mm` knows its rows and not where they came from, so its dense
+    work is every row of x, ones that a `gather` repeated too, times every matrix.
 
     Give it a model to name the modules that made the calls::
 

@@ -25,8 +25,18 @@ has_cuda_kernels = _load("_C_cuda")
 ops = torch.ops.anabranch
 
 
+_cpu_only: dict[str, str] = {}
+
+
+def cpu_only(instead: str, *names: str) -> None:
+    """Says that no build has CUDA kernels for these ops, and what to do instead."""
+    _cpu_only.update(dict.fromkeys(names, instead))
+
+
 def _explanation(name: str) -> Callable[..., NoReturn]:
     def kernel(*arguments: object, **keywords: object) -> NoReturn:
+        if name in _cpu_only:
+            raise ValueError(f"{name}: the tensors are on a CUDA device, must be on the CPU; {_cpu_only[name]}")
         raise ValueError(
             f"{name}: the tensors are on a CUDA device, must be on the CPU in this build of anabranch; "
             "build it where nvcc is found (pip install . -C cmake.define.ANABRANCH_CUDA=ON) "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anabranch.experts.expert_ffn import expert_ffn, grouped_lora
+from anabranch.experts.expert_ffn import expert_ffn
+from anabranch.experts.grouped_lora import grouped_lora
 from anabranch.experts.grouped_mm import grouped_mm
 from anabranch.experts.losses import (
     dynmole_balance_loss,

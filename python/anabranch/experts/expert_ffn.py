@@ -1,4 +1,4 @@
-"""`expert_ffn`: every item through the experts its plan names; and `grouped_lora`, its low-rank form."""
+"""`expert_ffn`: every item through the experts its plan names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from anabranch.core.arguments import autocast_dtype, call_as, check_floating, check_same_device, check_same_dtype
 from anabranch.core.cost import record
 from anabranch.core.library import ops
 from anabranch.plan import Plan
+from anabranch.plan.plan import by_item
 
 Activation = Literal["identity", "silu", "gelu", "gelu_tanh", "relu", "relu2"]
 ACTIVATIONS: tuple[Activation, ...] = ("identity", "silu", "gelu", "gelu_tanh", "relu", "relu2")
@@ -41,14 +43,17 @@ def expert_ffn(
     the gather, both products, the activation and the combine; it costs what is routed, without padding.
 
     Args:
-        x: `[T, H]`, float32, float64, bfloat16 or float16.
-        gate_up_proj: `[E, 2I, H]`, gate rows first; `[E, I, H]` if not `gated`; `[E, H, 2I]` if `transposed`.
-        down_proj: `[E, O, I]`; `[E, I, O]` if `transposed`. O is H in a usual FFN.
-        plan: T items in E + zero_experts + identity_experts groups. Its weights (1 where it has none) get a gradient.
+        x: `[T, H]`, float32, float64, bfloat16 or float16; not necessarily the weights' dtype.
+        gate_up_proj: `[E, 2I, H]` in one of these dtypes, gate rows first; `[E, I, H]` if not `gated`; `[E, H, 2I]` if
+            `transposed`.
+        down_proj: `[E, O, I]`; `[E, I, O]` if `transposed`. O is H in a usual FFN. It and the biases have the dtype of
+            gate_up_proj; under autocast any of the four, since all are cast.
+        plan: T items in E + zero_experts + identity_experts groups. Its weights (floating; 1 where it has none) get a
+            gradient.
         gate_up_bias: `[E, 2I]` (`[E, I]` if not `gated`), in the row order of gate_up_proj, or None.
         down_bias: `[E, O]` or None.
         activation: of the gate; "gelu" is the exact one, "relu2" the squared relu.
-        interleaved: gate and up rows alternate (gate0, up0, gate1, ...).
+        interleaved: gate and up rows alternate (gate0, up0, gate1, ...); without `gated` it changes nothing.
         zero_experts: groups E .. E + zero_experts give 0 and cost nothing.
         identity_experts: the groups after those give `x[t]` itself and cost one addition; they need O = H.
         expert_widths: int32 `[E]`; expert e uses only its first `expert_widths[e]` intermediate features.
@@ -72,91 +77,95 @@ def expert_ffn(
         are in float32 (float64 for float64): the result is bitwise the same for any number of threads.
     """
     if activation not in ACTIVATIONS:
-        raise ValueError(f"expert_ffn: activation is {activation!r}, must be one of {ACTIVATIONS}")
-    if plan.num_items != x.shape[0]:
         raise ValueError(
-            f"expert_ffn: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, H) as the plan"
+            f"expert_ffn: activation is {activation!r}, must be one of {ACTIVATIONS}; "
+            "for another, compose gather, grouped_mm and scatter_add"
         )
-    out_dtype, dtype = x.dtype, compute_dtype(x, gate_up_proj)
-    by_item = plan.transpose()
-    accumulate = torch.float64 if dtype == torch.float64 else torch.float32
-    tensors = [_cast(tensor, dtype) for tensor in (x, gate_up_proj, gate_up_bias, down_proj, down_bias)]
+    check_items("expert_ffn", x, plan)
+    others = {"down_proj": down_proj, "gate_up_bias": gate_up_bias, "down_bias": down_bias}
+    check_expert_weights("expert_ffn", x, "gate_up_proj", gate_up_proj, **others)
+    return run_expert_ffn(
+        "expert_ffn",
+        x,
+        plan,
+        (gate_up_proj, gate_up_bias, down_proj, down_bias),
+        (expert_widths, frozen_experts),
+        (ACTIVATIONS.index(activation), gated, interleaved and gated, transposed, zero_experts, identity_experts),
+    )
+
+
+def run_expert_ffn(
+    op: str,
+    x: Tensor,
+    plan: Plan,
+    weights: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+    per_expert: tuple[Tensor | None, Tensor | None],
+    options: tuple[Any, ...],
+) -> Tensor:
+    """`expert_ffn` in the name of `op`: the arguments in the order of its schema, checked as far as Python checks."""
+    check_same_device(op, "x", x, expert_widths=per_expert[0], frozen_experts=per_expert[1])
+    gate_up_proj, _, down_proj, _ = weights
+    dtype = compute_dtype(x, gate_up_proj)
+    transposed_plan = by_item(op, plan)
+    tensors = [_cast(tensor, dtype) for tensor in (x, *weights)]
     arguments = (
         *tensors,
         plan.group_offsets,
         plan.item_ids,
-        _cast(plan.weights, accumulate),
-        by_item.item_offsets,
-        by_item.entry_ids,
-        expert_widths,
-        frozen_experts,
-        ACTIVATIONS.index(activation),
-        gated,
-        interleaved,
-        transposed,
-        zero_experts,
-        identity_experts,
+        _cast(plan.weights, accumulate_dtype(dtype)),
+        transposed_plan.item_offsets,
+        transposed_plan.entry_ids,
+        *per_expert,
+        *options,
     )
     needs_grad = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (*tensors, plan.weights)
     )
-    y = ops.expert_ffn(*arguments)[0] if needs_grad else ops.expert_ffn_inference(*arguments)
-    per_expert = gate_up_proj.shape[1:].numel() + down_proj.shape[1:].numel()
-    record_cost(plan, gate_up_proj.shape[0], per_expert, gate_up_proj.element_size(), zero_experts + identity_experts)
-    return y.to(out_dtype)
+    # Training keeps the first product's output, the op's second result.
+    outputs = call_as(op, ops.expert_ffn if needs_grad else ops.expert_ffn_inference, *arguments)
+    numbers = gate_up_proj.shape[1:].numel() + down_proj.shape[1:].numel()
+    record_cost(op, plan, gate_up_proj.shape[0], numbers, gate_up_proj.element_size())
+    return (outputs[0] if needs_grad else outputs).to(x.dtype)
 
 
-def grouped_lora(
-    x: Tensor,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    plan: Plan,
-    *,
-    scaling: float = 1.0,
-    frozen_experts: Tensor | None = None,
-) -> Tensor:
-    """Experts that are LoRA pairs: `y[t] = scaling * sum of w * B_e (A_e x[t])` over the plan's pairs (t, e, w).
+def check_items(op: str, x: Tensor, plan: Plan) -> None:
+    """Raises ValueError unless x is `[T, H]`, floating, and the plan of T items lies beside it."""
+    check_floating(op, x=x, weights=plan.weights)
+    if x.dim() != 2 or x.shape[0] != plan.num_items:
+        raise ValueError(
+            f"{op}: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, H) as the plan; "
+            "pass the rows that were routed, as a matrix"
+        )
+    check_same_device(op, "x", x, group_offsets=plan.group_offsets, item_ids=plan.item_ids, weights=plan.weights)
 
-    Add it to the base linear's output. Any rank; only the routed pairs are computed.
 
-    Args:
-        x: `[T, H]`.
-        lora_a: `[E, r, H]`, the A of each expert.
-        lora_b: `[E, O, r]`, the B of each expert.
-        plan: T items in E groups.
-        scaling: alpha / r.
-        frozen_experts: bool `[E]`; gradients of these pairs are zero and are not computed.
-
-    Returns:
-        `[T, O]` in the dtype of `x`; differentiable in x, lora_a, lora_b and the plan's weights.
-
-    Raises:
-        ValueError: as `expert_ffn`.
-
-    Cost:
-        2*S*r*(H + O) FLOPs forward for S pairs. Source: DynMoLE (2504.00661), y = W0 x + sum w_e (alpha/r) B_e A_e x.
-    """
-    weights = torch.ones_like(plan.item_ids, dtype=torch.float32) if plan.weights is None else plan.weights
-    plan = plan.with_weights(weights * scaling)
-    return expert_ffn(x, lora_a, lora_b, plan, activation="identity", gated=False, frozen_experts=frozen_experts)
+def check_expert_weights(op: str, x: Tensor, first_name: str, first: Tensor, **others: Tensor | None) -> None:
+    """Raises ValueError unless the weights lie beside x, floating and, but under autocast, of one dtype."""
+    check_floating(op, **{first_name: first}, **others)
+    check_same_device(op, "x", x, **{first_name: first}, **others)
+    if autocast_dtype(first.device) is None:
+        check_same_dtype(op, first_name, first, **others)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     """The dtype that `expert_ffn` works in: the weights', or autocast's."""
-    if torch.is_autocast_enabled(x.device.type) and weight.dtype != torch.float64:
-        return torch.get_autocast_dtype(x.device.type)
-    return weight.dtype
+    by_autocast = autocast_dtype(x.device)
+    return weight.dtype if by_autocast is None or weight.dtype == torch.float64 else by_autocast
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def record_cost(plan: Plan, num_experts: int, weights_per_expert: int, element_size: int, null_experts: int) -> None:
+def record_cost(op: str, plan: Plan, num_experts: int, weights_per_expert: int, element_size: int) -> None:
     """Tells the meters of one expert FFN over `plan`."""
     record(
-        "expert_ffn",
-        dense_rows=plan.num_items * (plan.num_groups - null_experts),
+        op,
+        dense_rows=plan.num_items * num_experts,
         flops_per_row=2 * weights_per_expert,
         group_offsets=plan.group_offsets,
         num_groups=num_experts,

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anabranch.core.arguments import autocast_dtype, check_floating, check_same_device
+from anabranch.core.cost import record
 from anabranch.core.library import ops
+from anabranch.plan import Plan
 
 
 def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor, *, bias: Tensor | None = None) -> Tensor:
@@ -31,18 +34,38 @@ def grouped_mm(x: Tensor, w: Tensor, offsets: Tensor, *, bias: Tensor | None = N
             they are clamped, since reading them would stall the stream).
 
     Cost:
-        `2 * offsets[-1] * K * N` FLOPs; each touched matrix is read once per 256 rows.
+        `2 * offsets[-1] * K * N` FLOPs; each touched matrix is read once per 256 rows. A `CostMeter` takes every row
+        of x times every matrix for the dense work.
     """
-    x, w, bias = _autocast(x, w, bias)
-    return ops.grouped_mm(x, w, offsets, bias)
+    return _grouped_mm(x, w, offsets, bias, None)
 
 
-def _autocast(x: Tensor, w: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w = x.to(dtype), w.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    return x, w, bias
+def routed_mm(rows: Tensor, w: Tensor, plan: Plan, *, bias: Tensor | None = None) -> Tensor:
+    """`grouped_mm` of rows that were gathered by a plan: a `CostMeter` takes all its items times all its groups, not
+    the rows, for the dense work."""
+    return _grouped_mm(rows, w, plan.group_offsets, bias, plan.num_items * plan.num_groups)
+
+
+def _grouped_mm(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None, dense_rows: int | None) -> Tensor:
+    op = "grouped_mm"
+    check_floating(op, x=x, w=w, bias=bias)
+    check_same_device(op, "x", x, w=w, offsets=offsets, bias=bias)
+    element_size = w.element_size()
+    by_autocast = autocast_dtype(x.device)
+    if by_autocast is not None and x.dtype != torch.float64:
+        x, w = x.to(by_autocast), w.to(by_autocast)
+        bias = None if bias is None else bias.to(by_autocast)
+    out = ops.grouped_mm(x, w, offsets, bias)
+    num_groups, k, n = w.shape
+    record(
+        op,
+        dense_rows=x.shape[0] * num_groups if dense_rows is None else dense_rows,
+        flops_per_row=2 * k * n,
+        group_offsets=offsets,
+        num_groups=num_groups,
+        bytes_per_group=k * n * element_size,
+    )
+    return out
 
 
 @torch.library.register_fake("anabranch::grouped_mm")

@@ -48,6 +48,9 @@ def load_balance_loss(logits: Tensor, plan: Plan, *, score: Score = "softmax") -
     Raises:
         ValueError: wrong shape or dtype, a plan of other sizes or on another device, unknown `score`, NaN (CPU,
             eager).
+
+    Cost:
+        O(T E).
     """
     op = "load_balance_loss"
     check_score(op, score)
@@ -73,12 +76,17 @@ def dynmole_balance_loss(logits: Tensor, plan: Plan) -> Tensor:
     Raises:
         ValueError: wrong shape or dtype, a plan of other sizes, on another device or without weights, NaN (CPU,
             eager).
+
+    Cost:
+        O(T E), and O(capacity) for the plan's weights.
     """
     op = "dynmole_balance_loss"
     scores = score_logits(op, logits)
     _check_plan(op, scores, plan)
     if plan.weights is None:
-        raise ValueError(f"{op}: the plan has no weights, must have the router's")
+        raise ValueError(
+            f"{op}: the plan has no weights, must have the router's; pass the plan as the router returned it"
+        )
     weight_sums = segment_reduce(plan.weights[:, None], plan, "sum")[:, 0].to(scores.dtype)
     mean_weights = weight_sums / max(scores.shape[0], 1)
     return scores.shape[1] * (mean_weights * _mean_over_tokens(softmax(scores))).sum()
@@ -95,6 +103,9 @@ def entropy_loss(logits: Tensor) -> Tensor:
 
     Raises:
         ValueError: wrong shape or dtype, NaN (CPU, eager).
+
+    Cost:
+        O(T E).
     """
     scores = score_logits("entropy_loss", logits)
     return _mean_over_tokens(-(softmax(scores) * log_softmax(scores)).sum(1))
@@ -109,6 +120,9 @@ def tsallis_loss(logits: Tensor, *, q: float = 1.1, eps: float = 1e-5, entropy: 
 
     Raises:
         ValueError: wrong shape or dtype, an argument out of range, NaN (CPU, eager).
+
+    Cost:
+        O(T E).
     """
     op = "tsallis_loss"
     check_entropy(op, q, eps, entropy)
@@ -129,6 +143,9 @@ def z_loss(logits: Tensor) -> Tensor:
 
     Raises:
         ValueError: wrong shape or dtype, NaN (CPU, eager).
+
+    Cost:
+        O(T E).
     """
     scores = score_logits("z_loss", logits)
     masked = _all_masked(scores)

@@ -10,8 +10,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from anabranch.experts.expert_ffn import Activation, expert_ffn
-from anabranch.experts.packed import PackedCache, PackedExperts
+from anabranch.experts.expert_ffn import ACTIVATIONS, Activation, expert_ffn
+from anabranch.experts.packed import PackedExperts
+from anabranch.experts.packed_cache import PackedCache
 from anabranch.plan import Plan
 
 
@@ -57,6 +58,13 @@ class DynamicMoE(nn.Module):
     `pack()` makes inference on the CPU use packed weights (`pack_experts`), at the price of a second copy of them.
 
     Weights: `gate_up_proj [E, 2I, H]` (`[E, I, H]` if not gated), `down_proj [E, H, I]`, as in transformers.
+
+    Raises:
+        ValueError: a size below 1, a negative number of null experts, an unknown activation; in `forward`, what it says
+            there.
+
+    Cost:
+        The router's product, 2*T*H FLOPs per group for T rows, the rule of the router, and `expert_ffn` of the pairs.
     """
 
     def __init__(
@@ -81,11 +89,15 @@ class DynamicMoE(nn.Module):
             ("num_experts", num_experts),
         ):
             if value < 1:
-                raise ValueError(f"DynamicMoE: {name} is {value}, must be at least 1")
+                raise ValueError(f"DynamicMoE: {name} is {value}, must be at least 1; give a positive size")
         if min(zero_experts, identity_experts) < 0:
             raise ValueError(
                 f"DynamicMoE: zero_experts, identity_experts are {zero_experts}, {identity_experts}, "
-                "must not be negative"
+                "must not be negative; pass 0 for none"
+            )
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"DynamicMoE: activation is {activation!r}, must be one of {ACTIVATIONS}; pass one of these"
             )
         self.router = router
         self.activation: Activation = activation
@@ -148,9 +160,12 @@ class DynamicMoE(nn.Module):
         """
         hidden_size = self.gate_up_proj.shape[2]
         if x.dim() == 0 or x.shape[-1] != hidden_size:
-            raise ValueError(f"DynamicMoE: x has shape {tuple(x.shape)}, must be (..., hidden_size={hidden_size})")
+            raise ValueError(
+                f"DynamicMoE: x has shape {tuple(x.shape)}, must be (..., hidden_size={hidden_size}); "
+                "give it that many features"
+            )
         if not x.is_floating_point():
-            raise ValueError(f"DynamicMoE: x is {x.dtype}, must be a floating dtype")
+            raise ValueError(f"DynamicMoE: x is {x.dtype}, must be a floating dtype; convert it with .float()")
         hidden = x.reshape(-1, hidden_size)
         logits = gate_logits(hidden, self.gate)
         plan = self.router(logits)

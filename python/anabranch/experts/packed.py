@@ -7,15 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
-from anabranch.core.library import ops
-from anabranch.experts.expert_ffn import ACTIVATIONS, Activation, record_cost
+from anabranch.core.arguments import call_as, check_floating, check_same_device, check_same_dtype
+from anabranch.core.library import cpu_only, ops
+from anabranch.experts.expert_ffn import ACTIVATIONS, Activation, accumulate_dtype, check_items, record_cost
 from anabranch.plan import Plan
+from anabranch.plan.plan import by_item
 
 # Features of one packed block, as include/anabranch/experts/packed_experts.hpp names them.
 _GATE_UP_BLOCK, _DOWN_BLOCK = 96, 192
 _INT8_LIMIT = 127
+
+cpu_only(
+    "a GPU needs no packing, use expert_ffn with the weights themselves",
+    "expert_pack",
+    "expert_ffn_packed",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +57,7 @@ class PackedExperts:
 
     @property
     def num_experts(self) -> int:
+        """E, null experts not included."""
         return self.gate_up.shape[0]
 
     @property
@@ -71,7 +79,7 @@ class PackedExperts:
         """`expert_ffn(x, gate_up_proj, down_proj, plan, ...)` with these weights, for inference: no gradient.
 
         Args:
-            x: `[T, H]` on the CPU.
+            x: `[T, H]` on the CPU, float32, float64, bfloat16 or float16.
             plan, activation, zero_experts, identity_experts, expert_widths: as `expert_ffn`.
 
         Returns:
@@ -84,20 +92,33 @@ class PackedExperts:
         Cost:
             As `expert_ffn`; few rows per expert cost one pass over the touched experts' packed bytes.
         """
+        op = "expert_ffn"
         if torch.is_grad_enabled() and (x.requires_grad or (plan.weights is not None and plan.weights.requires_grad)):
             raise ValueError(
-                "expert_ffn: the weights are packed and a gradient is wanted, must be called under torch.no_grad(); "
+                f"{op}: the weights are packed and a gradient is wanted, must be called under torch.no_grad(); "
                 "use expert_ffn with the weights themselves to train"
             )
         if activation not in ACTIVATIONS:
-            raise ValueError(f"expert_ffn: activation is {activation!r}, must be one of {ACTIVATIONS}")
-        if x.dim() != 2 or x.shape[0] != plan.num_items or x.shape[1] != self.in_features:
             raise ValueError(
-                f"expert_ffn: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, {self.in_features})"
+                f"{op}: activation is {activation!r}, must be one of {ACTIVATIONS}; "
+                "for another, compose gather, grouped_mm and scatter_add"
             )
-        by_item = plan.transpose()
-        accumulate = torch.float64 if self.dtype == torch.float64 else torch.float32
-        y = ops.expert_ffn_packed(
+        check_items(op, x, plan)
+        if x.shape[1] != self.in_features:
+            raise ValueError(
+                f"{op}: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, {self.in_features}); "
+                "pack the weights of this width"
+            )
+        if x.device != self.gate_up.device:
+            raise ValueError(
+                f"{op}: x is on {x.device}, must be on {self.gate_up.device} like the packed weights; "
+                "a GPU needs no packing, use expert_ffn with the weights themselves"
+            )
+        check_same_device(op, "x", x, expert_widths=expert_widths)
+        transposed_plan = by_item(op, plan)
+        y = call_as(
+            op,
+            ops.expert_ffn_packed,
             x.to(self.dtype),
             self.gate_up,
             self.gate_up_scales,
@@ -107,9 +128,9 @@ class PackedExperts:
             self.down_bias,
             plan.group_offsets,
             plan.item_ids,
-            None if plan.weights is None else plan.weights.to(accumulate),
-            by_item.item_offsets,
-            by_item.entry_ids,
+            None if plan.weights is None else plan.weights.to(accumulate_dtype(self.dtype)),
+            transposed_plan.item_offsets,
+            transposed_plan.entry_ids,
             expert_widths,
             self.intermediate,
             self.out_features,
@@ -121,7 +142,7 @@ class PackedExperts:
         )
         per_expert = (2 if self.gated else 1) * self.intermediate * self.in_features
         per_expert += self.out_features * self.intermediate
-        record_cost(plan, self.num_experts, per_expert, self.gate_up.element_size(), zero_experts + identity_experts)
+        record_cost(op, plan, self.num_experts, per_expert, self.gate_up.element_size())
         return y.to(x.dtype)
 
 
@@ -152,7 +173,8 @@ def pack_experts(
         A `PackedExperts`, to be called like `expert_ffn` without its weights.
 
     Raises:
-        ValueError: tensors that are not on the CPU or do not fit, another `weight_dtype`, non-finite weights for int8.
+        ValueError: tensors that are not on the CPU or do not fit, weights of different dtypes, another `weight_dtype`,
+            non-finite weights for int8.
 
     Cost:
         Reads the weights once and writes as many bytes (half for int8 of bfloat16); memory beside the weights' own.
@@ -161,13 +183,23 @@ def pack_experts(
     if gate_up_proj.device.type != "cpu":
         raise ValueError(f"{op}: gate_up_proj is on {gate_up_proj.device}, must be on the CPU; a GPU needs no packing")
     if weight_dtype not in (None, torch.int8, gate_up_proj.dtype):
-        raise ValueError(f"{op}: weight_dtype is {weight_dtype}, must be None, torch.int8 or {gate_up_proj.dtype}")
+        raise ValueError(
+            f"{op}: weight_dtype is {weight_dtype}, must be None, torch.int8 or {gate_up_proj.dtype}; "
+            "convert the weights first for another"
+        )
+    others = {"down_proj": down_proj, "gate_up_bias": gate_up_bias, "down_bias": down_bias}
+    check_floating(op, gate_up_proj=gate_up_proj)
+    check_same_device(op, "gate_up_proj", gate_up_proj, **others)
+    check_same_dtype(op, "gate_up_proj", gate_up_proj, **others)
     in_features, intermediate, out_features = _check_shapes(op, gate_up_proj, down_proj, gated, transposed)
     parts, isa = 2 if gated else 1, ops.cpu_isa()
     gate_up, gate_up_scales, down, down_scales = gate_up_proj, None, down_proj, None
     if weight_dtype == torch.int8:
         if gate_up_proj.dtype == torch.float64:
-            raise ValueError(f"{op}: gate_up_proj is float64, must be float32, bfloat16 or float16 for int8")
+            raise ValueError(
+                f"{op}: gate_up_proj is float64, must be float32, bfloat16 or float16 for int8; "
+                "convert it, or pass weight_dtype=None"
+            )
         gate_up, gate_up_scales = _quantize(op, "gate_up_proj", gate_up_proj, transposed)
         down, down_scales = _quantize(op, "down_proj", down_proj, transposed)
     if interleaved and gated:
@@ -178,14 +210,17 @@ def pack_experts(
         ("down_bias", down_bias, out_features),
     ):
         if bias is not None and bias.shape != (experts, features):
-            raise ValueError(f"{op}: {name} has shape {tuple(bias.shape)}, must be {(experts, features)}")
+            raise ValueError(
+                f"{op}: {name} has shape {tuple(bias.shape)}, must be {(experts, features)}; "
+                "give each feature out of each expert one"
+            )
     return PackedExperts(
         ops.expert_pack(gate_up, parts, interleaved and gated, transposed, _GATE_UP_BLOCK, isa),
         ops.expert_pack(down, 1, False, transposed, _DOWN_BLOCK, isa),
         gate_up_scales,
         down_scales,
-        _copy(gate_up_bias, gate_up_proj.dtype),
-        _copy(down_bias, gate_up_proj.dtype),
+        _copy(gate_up_bias),
+        _copy(down_bias),
         gate_up_proj.dtype,
         in_features,
         intermediate,
@@ -195,77 +230,11 @@ def pack_experts(
     )
 
 
-class PackedCache:
-    """A module's packed weights, made when they are wanted and made again when the weights have changed.
-
-    A pickle or a copy of it is empty: the packed order is this machine's, and the copy's weights are others.
-    """
-
-    def __init__(self, weight_dtype: torch.dtype | None) -> None:
-        self.weight_dtype = weight_dtype
-        self.packed: PackedExperts | None = None
-        self._made_from: tuple[Any, ...] = ()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PackedCache, (self.weight_dtype,)
-
-    def applies(self, gate_up_proj: Tensor) -> bool:
-        """Whether a call now may use packed weights: no gradient, no autocast, on the CPU, not being compiled."""
-        return (
-            gate_up_proj.device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and not torch.is_autocast_enabled("cpu")
-            and not torch.compiler.is_compiling()
-        )
-
-    def get(
-        self,
-        gate_up_proj: Tensor,
-        down_proj: Tensor,
-        gate_up_bias: Tensor | None,
-        down_bias: Tensor | None,
-        *,
-        gated: bool = True,
-        transposed: bool = False,
-    ) -> PackedExperts:
-        """`pack_experts` of these, from the last call where nothing has changed since."""
-        tensors = (gate_up_proj, down_proj, gate_up_bias, down_bias)
-        state = (*(None if tensor is None else _identity(tensor) for tensor in tensors), ops.cpu_isa())
-        if self.packed is None or state != self._made_from:
-            self.packed = None  # frees the old copy before the new one is made
-            self.packed = pack_experts(
-                gate_up_proj,
-                down_proj,
-                gate_up_bias=gate_up_bias,
-                down_bias=down_bias,
-                gated=gated,
-                transposed=transposed,
-                weight_dtype=self.weight_dtype,
-            )
-            self._made_from = state
-        return self.packed
-
-
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Equal to an earlier one only where the tensor's elements have not been written in between."""
-    # Not the address alone: after new weights have taken the place of old ones, later ones may lie where the old lay.
-    # While the weak reference is kept, no other storage compares equal to it.
-    storage = StorageWeakRef(tensor.untyped_storage())
-    version = None if tensor.is_inference() else tensor._version
-    return storage, tensor.data_ptr(), version, tensor.dtype, tensor.shape, tensor.stride()
-
-
 def _check_shapes(op: str, gate_up: Tensor, down: Tensor, gated: bool, transposed: bool) -> tuple[int, int, int]:
-    if not gate_up.is_floating_point():
-        raise ValueError(f"{op}: gate_up_proj is {gate_up.dtype}, must be float32, float64, bfloat16 or float16")
-    if down.dtype != gate_up.dtype or down.device != gate_up.device:
-        raise ValueError(
-            f"{op}: down_proj is {down.dtype} on {down.device}, must be {gate_up.dtype} on {gate_up.device}"
-        )
     if gate_up.dim() != 3 or down.dim() != 3:
         raise ValueError(
             f"{op}: gate_up_proj and down_proj have shapes {tuple(gate_up.shape)} and {tuple(down.shape)}, "
-            "must have 3 dimensions"
+            "must have 3 dimensions; stack the experts' matrices along the first"
         )
     out_dim, in_dim = (2, 1) if transposed else (1, 2)
     experts, rows, in_features = gate_up.shape[0], gate_up.shape[out_dim], gate_up.shape[in_dim]
@@ -273,7 +242,8 @@ def _check_shapes(op: str, gate_up: Tensor, down: Tensor, gated: bool, transpose
     if down.shape[0] != experts or rows != (2 if gated else 1) * intermediate:
         raise ValueError(
             f"{op}: down_proj has shape {tuple(down.shape)}, must fit gate_up_proj {tuple(gate_up.shape)}: "
-            f"{experts} experts of {rows // (2 if gated else 1)} intermediate features"
+            f"{experts} experts of {rows // (2 if gated else 1)} intermediate features; "
+            "pass gated and transposed as the weights are"
         )
     return in_features, intermediate, out_features
 
@@ -287,7 +257,11 @@ def _quantize(op: str, name: str, weight: Tensor, transposed: bool) -> tuple[Ten
         values = weight[expert].float()
         largest = values.abs().amax(in_dim, keepdim=True)
         if not bool(torch.isfinite(largest).all()):
-            raise ValueError(f"{op}: {name} of expert {expert} is not finite, must be for int8")
+            value = largest[~largest.isfinite()][0].item()
+            raise ValueError(
+                f"{op}: {name} of expert {expert} holds {value}, must be finite for int8; "
+                "mend the weights or pass weight_dtype=None"
+            )
         scale = (largest / _INT8_LIMIT).clamp(min=torch.finfo(torch.float32).tiny)
         integers[expert] = (values / scale).round().clamp(-_INT8_LIMIT, _INT8_LIMIT).to(torch.int8)
         scales[expert] = scale.flatten()
@@ -298,8 +272,8 @@ def _gate_first(rows: Tensor | None) -> Tensor | None:
     return None if rows is None else rows.unflatten(1, (-1, 2)).mT.flatten(1).contiguous()
 
 
-def _copy(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if bias is None else bias.detach().to(dtype, copy=True).contiguous()
+def _copy(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().clone(memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("anabranch::expert_ffn_packed")

@@ -83,7 +83,8 @@ class ExpertParallel(nn.Module):
         hidden_size = self.gate.in_features
         if x.dim() < 1 or x.shape[-1] != hidden_size or not x.is_floating_point():
             raise ValueError(
-                f"ExpertParallel: x is {x.dtype} of shape {tuple(x.shape)}, must be floating and (..., {hidden_size})"
+                f"ExpertParallel: x is {x.dtype} of shape {tuple(x.shape)}, must be floating and (..., {hidden_size}); "
+                "give it that many features"
             )
         hidden = x.reshape(-1, hidden_size)
         logits = gate_logits(hidden, self.gate)
@@ -91,7 +92,7 @@ class ExpertParallel(nn.Module):
         if (plan.num_items, plan.num_groups) != logits.shape:
             raise ValueError(
                 f"ExpertParallel: the router's plan has {plan.num_items} items and {plan.num_groups} groups, must have "
-                f"{logits.shape[0]} and {logits.shape[1]} like the logits"
+                f"{logits.shape[0]} and {logits.shape[1]} like the logits; make it of all of them"
             )
         y = self.experts(x, plan)
         return (y, Routing(logits, plan)) if return_routing else y
@@ -115,7 +116,9 @@ class ExpertParallel(nn.Module):
 def _check_arguments(moe: Any, mesh: Any, parameters: str, reduction: str) -> None:
     op = "ExpertParallel"
     if not isinstance(moe, DynamicMoE):
-        raise ValueError(f"{op}: moe is a {type(moe).__name__}, must be a DynamicMoE")
+        raise ValueError(
+            f"{op}: moe is a {type(moe).__name__}, must be a DynamicMoE; build one of the whole model's size first"
+        )
     if isinstance(moe.gate_up_proj, DTensor):
         raise ValueError(f"{op}: moe has DTensor parameters, must not be distributed yet; shard it afterwards")
     if not isinstance(mesh, DeviceMesh):
@@ -123,16 +126,22 @@ def _check_arguments(moe: Any, mesh: Any, parameters: str, reduction: str) -> No
     if mesh.ndim != 1:
         raise ValueError(f"{op}: mesh has {mesh.ndim} dimensions, must have 1; pass one dim of it, mesh[name]")
     if mesh.get_coordinate() is None:
-        raise ValueError(f"{op}: mesh is {mesh.mesh.tolist()}, must hold this rank ({dist.get_rank()})")
+        raise ValueError(
+            f"{op}: mesh is {mesh.mesh.tolist()}, must hold this rank ({dist.get_rank()}); "
+            "make it of all ranks that call this"
+        )
     device = moe.gate_up_proj.device.type
     if device not in (mesh.device_type, "meta"):
-        raise ValueError(f"{op}: moe is on {device}, must be on the mesh's device ({mesh.device_type})")
+        raise ValueError(
+            f"{op}: moe is on {device}, must be on the mesh's device ({mesh.device_type}); "
+            "move it there or make a mesh of its device"
+        )
     for name, value, options in (
         ("parameters", parameters, get_args(Parameters)),
         ("gradient_reduction", reduction, get_args(Reduction)),
     ):
         if value not in options:
-            raise ValueError(f"{op}: {name} is {value!r}, must be one of {options}")
+            raise ValueError(f"{op}: {name} is {value!r}, must be one of {options}; pass one of these")
     _check_agreement(moe, mesh, reduction)
 
 

@@ -66,12 +66,17 @@ def route_top_k(logits: Tensor, k: int, *, score: Score = "softmax", renormalize
 
     Raises:
         ValueError: wrong shape or dtype, `k` out of range, unknown `score`, NaN (CPU, eager).
+
+    Cost:
+        O(T E log E) for the ranking, in a fixed number of torch ops; no host sync.
     """
     op = "route_top_k"
     check_score(op, score)
     scores = score_logits(op, logits)
     if not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"{op}: k is {k}, must be between 1 and the number of experts ({scores.shape[1]})")
+        raise ValueError(
+            f"{op}: k is {k}, must be between 1 and the number of experts ({scores.shape[1]}); route to fewer experts"
+        )
     _, order = _rank(scores)
     return _plan_of_prefix(scores, order[:, :k], k, score, renormalize)
 
@@ -112,6 +117,9 @@ def route_top_p(
 
     Raises:
         ValueError: wrong shape or dtype, `p` or a bound out of range, NaN (CPU, eager).
+
+    Cost:
+        As `route_top_k`, and a running sum over the first k_max experts.
     """
     op = "route_top_p"
     _check_mass(op, p)
@@ -157,12 +165,15 @@ def route_tsallis(
 
     Raises:
         ValueError: wrong shape or dtype, an argument out of range, NaN (CPU, eager).
+
+    Cost:
+        As `route_top_p`, and O(T E) for the entropy where the threshold is below 1.
     """
     op = "route_tsallis"
     _check_mass(op, p)
     check_entropy(op, q, eps, entropy)
     if not entropy_threshold >= 0:
-        raise ValueError(f"{op}: entropy_threshold is {entropy_threshold}, must be at least 0")
+        raise ValueError(f"{op}: entropy_threshold is {entropy_threshold}, must be at least 0; 1 or more turns it off")
     scores = score_logits(op, logits)
     k_min, k_max = _bounds(op, k_min, k_max, scores.shape[1])
     _, order = _rank(scores)
@@ -213,13 +224,19 @@ def route_percentile(
     Raises:
         ValueError: wrong shape or dtype, an argument out of range, both or neither of `q` and `threshold`, a
             threshold on another device, NaN (CPU, eager).
+
+    Cost:
+        As `route_top_k`.
     """
     op = "route_percentile"
     check_score(op, score)
     if (q is None) == (threshold is None):
         # The threshold's value is not printed: on a GPU that would stall the stream.
         given = "None" if threshold is None else "given"
-        raise ValueError(f"{op}: q is {q} and threshold is {given}, must be one given and the other None")
+        raise ValueError(
+            f"{op}: q is {q} and threshold is {given}, must be one given and the other None; "
+            "choose one reading of the rule"
+        )
     if q is not None:
         _check_quantile(op, q)
     if threshold is not None:
@@ -269,7 +286,10 @@ class PercentileThreshold(nn.Module):
         super().__init__()
         _check_quantile("PercentileThreshold", q)
         if not 0 < momentum <= 1:
-            raise ValueError(f"PercentileThreshold: momentum is {momentum}, must be above 0 and at most 1")
+            raise ValueError(
+                f"PercentileThreshold: momentum is {momentum}, must be above 0 and at most 1; "
+                "it is the weight of the new batch"
+            )
         self.q = q
         self.momentum = momentum
         self.register_buffer("running", torch.tensor(-math.inf))
@@ -338,23 +358,29 @@ def _order_statistic(q: float, count: int) -> int:
 
 def _bounds(op: str, k_min: int, k_max: int | None, num_experts: int) -> tuple[int, int]:
     if k_min < 0:
-        raise ValueError(f"{op}: k_min is {k_min}, must be at least 0")
+        raise ValueError(f"{op}: k_min is {k_min}, must be at least 0; 0 lets tokens without experts pass")
     if k_max is not None and (k_max < 1 or k_max < k_min):
-        raise ValueError(f"{op}: k_max is {k_max}, must be at least 1 and at least k_min ({k_min})")
+        raise ValueError(
+            f"{op}: k_max is {k_max}, must be at least 1 and at least k_min ({k_min}); "
+            "raise it, or pass None for all experts"
+        )
     k_max = num_experts if k_max is None else min(k_max, num_experts)
     return min(k_min, k_max), k_max
 
 
 def _check_mass(op: str, p: float) -> None:
     if not 0 <= p <= 1:
-        raise ValueError(f"{op}: p is {p}, must lie between 0 and 1")
+        raise ValueError(f"{op}: p is {p}, must lie between 0 and 1; it is a share of the softmax mass")
 
 
 def _check_threshold(op: str, threshold: Tensor, logits: Tensor) -> None:
     if threshold.numel() != 1:
-        raise ValueError(f"{op}: threshold has shape {tuple(threshold.shape)}, must have one element")
+        raise ValueError(
+            f"{op}: threshold has shape {tuple(threshold.shape)}, must have one element; "
+            "take one of a PercentileThreshold"
+        )
     if not threshold.is_floating_point():
-        raise ValueError(f"{op}: threshold is {threshold.dtype}, must be a floating dtype")
+        raise ValueError(f"{op}: threshold is {threshold.dtype}, must be a floating dtype; convert it with .float()")
     if threshold.device != logits.device:
         raise ValueError(
             f"{op}: threshold is on {threshold.device}, must be on {logits.device} like logits; "
@@ -364,4 +390,4 @@ def _check_threshold(op: str, threshold: Tensor, logits: Tensor) -> None:
 
 def _check_quantile(op: str, q: float) -> None:
     if not 0 <= q <= 1:
-        raise ValueError(f"{op}: q is {q}, must lie between 0 and 1")
+        raise ValueError(f"{op}: q is {q}, must lie between 0 and 1; it is a quantile, 0.5 for the median")

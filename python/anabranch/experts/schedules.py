@@ -58,11 +58,11 @@ def capacity_schedule(
     """
     op = "capacity_schedule"
     if kind not in _KINDS:
-        raise ValueError(f"{op}: kind is {kind!r}, must be one of {_KINDS}")
+        raise ValueError(f"{op}: kind is {kind!r}, must be one of {_KINDS}; pass one of these")
     least_values = {"num_layers": (num_layers, 1), "low": (low, 1), "high": (high, low), "waves": (waves, 1)}
     for name, (value, least) in least_values.items():
         if value < least:
-            raise ValueError(f"{op}: {name} is {value}, must be at least {least}")
+            raise ValueError(f"{op}: {name} is {value}, must be at least {least}; raise it")
     wanted = [low + (high - low) * _shape(kind, layer, num_layers, waves) for layer in range(num_layers)]
     if total is None:
         # Six digits, so that a wave whose cosines sum to a half rounds up in spite of their last bits.
@@ -70,7 +70,7 @@ def capacity_schedule(
     if not num_layers * low <= total <= num_layers * high:
         raise ValueError(
             f"{op}: total is {total}, must be between num_layers * low = {num_layers * low} and "
-            f"num_layers * high = {num_layers * high}"
+            f"num_layers * high = {num_layers * high}; pass None for the curve's own"
         )
     return _round_to(total, _shift_to(total, wanted, low, high))
 

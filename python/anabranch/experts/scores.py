@@ -29,10 +29,11 @@ def score_logits(op: str, logits: Tensor) -> Tensor:
     """
     if logits.dim() != 2 or logits.shape[1] == 0:
         raise ValueError(
-            f"{op}: logits has shape {tuple(logits.shape)}, must be (num_tokens, num_experts), num_experts >= 1"
+            f"{op}: logits has shape {tuple(logits.shape)}, must be (num_tokens, num_experts), num_experts >= 1; "
+            "flatten the tokens with .flatten(0, -2)"
         )
     if not logits.is_floating_point():
-        raise ValueError(f"{op}: logits is {logits.dtype}, must be a floating dtype")
+        raise ValueError(f"{op}: logits is {logits.dtype}, must be a floating dtype; convert it with .float()")
     scores = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     if _has_readable_values(logits):
         # amax carries a NaN through, so that the whole matrix is read once and only its rows are looked at.
@@ -108,14 +109,14 @@ def normalized_entropy(probs: Tensor, q: float, eps: float, entropy: Entropy) ->
 def check_entropy(op: str, q: float, eps: float, entropy: str) -> None:
     """Raises ValueError where `normalized_entropy` is not defined."""
     if not 0 < q < _INF:
-        raise ValueError(f"{op}: q is {q}, must be positive and finite")
+        raise ValueError(f"{op}: q is {q}, must be positive and finite; 1 is Shannon's entropy")
     if not 0 < eps < 1:
-        raise ValueError(f"{op}: eps is {eps}, must lie between 0 and 1")
+        raise ValueError(f"{op}: eps is {eps}, must lie between 0 and 1; 1e-5 is DynMoLE's")
     if entropy not in ("tsallis", "renyi"):
-        raise ValueError(f"{op}: entropy is {entropy!r}, must be 'tsallis' or 'renyi'")
+        raise ValueError(f"{op}: entropy is {entropy!r}, must be 'tsallis' or 'renyi'; pass one of these")
 
 
 def check_score(op: str, score: str) -> None:
     """Raises ValueError for an unknown score function."""
     if score not in ("softmax", "sigmoid"):
-        raise ValueError(f"{op}: score is {score!r}, must be 'softmax' or 'sigmoid'")
+        raise ValueError(f"{op}: score is {score!r}, must be 'softmax' or 'sigmoid'; pass one of these")

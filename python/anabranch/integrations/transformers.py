@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from anabranch import plan as plans
 from anabranch.experts.expert_ffn import Activation, expert_ffn
-from anabranch.experts.grouped_mm import grouped_mm
-from anabranch.experts.packed import PackedCache
+from anabranch.experts.grouped_mm import routed_mm
+from anabranch.experts.packed_cache import PackedCache
 
 NAME = "anabranch"
 _CACHE = "_anabranch_packed"  # attribute of an experts module
@@ -85,6 +85,14 @@ def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, to
 
     Returns:
         `[T, H]` in the dtype of `hidden_states`.
+
+    Raises:
+        ValueError: a negative id (CPU), or what `expert_ffn` raises of shapes, dtypes and devices.
+
+    Cost:
+        As `expert_ffn`, packed weights as `PackedExperts`. Experts with a gate or an activation of their own, or a norm
+        behind each expert, are composed of `gather`, two `grouped_mm` and `scatter_add`: the same products, and the
+        rows between them are written and read.
     """
     num_experts = experts.num_experts
     plan = plans.from_top_k(top_k_index.clamp(max=num_experts), top_k_weights, num_groups=num_experts)
@@ -158,9 +166,9 @@ def _composed(experts: Any, hidden_states: Tensor, plan: plans.Plan) -> Tensor:
     up_bias = (experts.gate_up_proj_bias if gated else experts.up_proj_bias) if has_bias else None
     down, down_bias = experts.down_proj, experts.down_proj_bias if has_bias else None
     rows = plans.gather(hidden_states.to(up.dtype), plan)
-    hidden = grouped_mm(rows, up if transposed else up.mT, plan.group_offsets, bias=up_bias)
+    hidden = routed_mm(rows, up if transposed else up.mT, plan, bias=up_bias)
     hidden = experts._apply_gate(hidden) if gated else experts.act_fn(hidden)
-    out = grouped_mm(hidden.to(down.dtype), down if transposed else down.mT, plan.group_offsets, bias=down_bias)
+    out = routed_mm(hidden.to(down.dtype), down if transposed else down.mT, plan, bias=down_bias)
     if _has_norm(experts):
         out = experts.post_expert_norm(out)
     # Rows past the plan's end are not read by the combine, whatever a norm or a bias made of them.

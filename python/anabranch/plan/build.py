@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anabranch.core.arguments import check_same_device
 from anabranch.core.library import ops
 from anabranch.plan.plan import Plan
 
@@ -43,15 +44,23 @@ def from_mask(mask: Tensor, weights: Tensor | None = None, *, capacity: int | No
         capacity: room for entries, at least the number set; default T*G. Give a smaller one where it is known (a
             router with at most k_max choices needs T*k_max), because later buffers are sized by it.
 
+    Returns:
+        A plan of T items in G groups with that capacity; its weights are the given ones at the set positions, permuted,
+        and their gradient flows back.
+
     Raises:
-        ValueError: wrong shape or dtype, or more positions set than `capacity` (CPU; on a GPU the last groups'
-            entries that do not fit are dropped).
+        ValueError: wrong shape or dtype, a capacity outside `[0, 2^31 - 1)`, or more positions set than `capacity`
+            (CPU; on a GPU the last groups' entries that do not fit are dropped).
 
     Cost:
         Two reads of `mask`, one write of the plan.
     """
     if capacity is None:
         capacity = mask.numel()
+    elif not 0 <= capacity < 2**31 - 1:
+        raise ValueError(
+            f"from_mask: capacity is {capacity}, must be in [0, 2^31 - 1); give None for room for all positions"
+        )
     offsets, item_ids, source_ids = ops.plan_from_mask(mask, capacity)
     return _with_source_weights("from_mask", offsets, item_ids, source_ids, weights, mask.shape, mask.shape[0])
 
@@ -62,19 +71,24 @@ def from_pairs(
     """Plan of explicit (item, group) pairs in any order; equal pairs stay separate entries, in their given order.
 
     Args:
-        item_ids: integer `[N]` in `[0, num_items)`.
-        group_ids: integer `[N]` in `[0, num_groups]`; `num_groups` means "no group".
+        item_ids: int64 or int32 `[N]` in `[0, num_items)`.
+        group_ids: int64 or int32 `[N]` in `[0, num_groups]`; `num_groups` means "no group".
         weights: floating `[N]` or None.
+        num_items, num_groups: of the plan, each in `[0, 2^31 - 1)`.
+
+    Returns:
+        A plan with capacity N; its weights are the given ones, permuted, and their gradient flows back.
 
     Raises:
-        ValueError: an id out of range (CPU; on a GPU such pairs are dropped), wrong shape or dtype.
+        ValueError: an id out of range (CPU; on a GPU such pairs are dropped), wrong shape, dtype or device.
 
     Cost:
         Two stable counting sorts: O(N + num_items + num_groups).
     """
     for name, ids in (("item_ids", item_ids), ("group_ids", group_ids)):
         if ids.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"from_pairs: {name} is {ids.dtype}, must be int32 or int64")
+            raise ValueError(f"from_pairs: {name} is {ids.dtype}, must be int32 or int64; convert it with .long()")
+    check_same_device("from_pairs", "item_ids", item_ids, group_ids=group_ids)
     # Ids beyond int32 must stay out of range after the narrowing, not wrap into it.
     items, groups = (i.clamp(-1, _NO_BOUND - 1).to(torch.int32).contiguous() for i in (item_ids, group_ids))
     offsets, sorted_items, source_ids = ops.plan_from_pairs(items, groups, num_items, num_groups)
@@ -92,9 +106,12 @@ def _with_source_weights(
 ) -> Plan:
     if weights is not None:
         if weights.shape != shape:
-            raise ValueError(f"{op}: weights has shape {tuple(weights.shape)}, must be {tuple(shape)} like the choices")
+            raise ValueError(
+                f"{op}: weights has shape {tuple(weights.shape)}, must be {tuple(shape)} like the choices; "
+                "give each choice one weight"
+            )
         if not weights.is_floating_point():
-            raise ValueError(f"{op}: weights is {weights.dtype}, must be a floating dtype")
+            raise ValueError(f"{op}: weights is {weights.dtype}, must be a floating dtype; convert it with .float()")
         if weights.device != source_ids.device:
             raise ValueError(
                 f"{op}: weights is on {weights.device}, must be on {source_ids.device} like the choices; "

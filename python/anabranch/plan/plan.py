@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from anabranch.core.arguments import call_as, check_same_device
 from anabranch.core.library import ops
 
 
@@ -58,6 +59,7 @@ class Plan:
 
     @property
     def device(self) -> torch.device:
+        """Where the plan lies; every op wants its other tensors there too."""
         return self.group_offsets.device
 
     def group_sizes(self) -> Tensor:
@@ -76,10 +78,17 @@ class Plan:
         """The plan by item, computed once: O(capacity) reads and writes.
 
         Raises:
-            ValueError: offsets decrease or an id is out of range (CPU only; on a GPU such entries are ignored).
+            ValueError: offsets decrease or an id is out of range (CPU only; on a GPU such entries are ignored), or the
+                plan's tensors lie on different devices.
         """
-        if self._transposed is None:
-            parts = ops.plan_transpose(self.group_offsets, self.item_ids, self.num_items)
-            object.__setattr__(self, "_transposed", TransposedPlan(*parts))
-        assert self._transposed is not None
-        return self._transposed
+        return by_item("transpose", self)
+
+
+def by_item(op: str, plan: Plan) -> TransposedPlan:
+    """`plan.transpose()` within another op, whose name the errors begin with."""
+    if plan._transposed is None:
+        check_same_device(op, "group_offsets", plan.group_offsets, item_ids=plan.item_ids)
+        parts = call_as(op, ops.plan_transpose, plan.group_offsets, plan.item_ids, plan.num_items)
+        object.__setattr__(plan, "_transposed", TransposedPlan(*parts))
+    assert plan._transposed is not None
+    return plan._transposed

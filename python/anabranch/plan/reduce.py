@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from anabranch.core.arguments import call_as, check_floating, check_same_device
 from anabranch.core.library import ops
-from anabranch.plan.plan import Plan
+from anabranch.plan.plan import Plan, by_item
 
 _REDUCTIONS = ("sum", "mean", "max", "min")
 
@@ -18,26 +19,27 @@ def gather(x: Tensor, plan: Plan, *, weighted: bool = False) -> Tensor:
     """Rows of `x` in plan order: `out[e] = x[plan.item_ids[e]]`, times `plan.weights[e]` if `weighted`.
 
     Args:
-        x: floating `[num_items, ...]`.
+        x: `[num_items, ...]`, float32, float64, bfloat16 or float16.
+        plan: of num_items items.
+        weighted: whether to multiply by the plan's weights, which it then must have.
 
     Returns:
         `[capacity, ...]` in the dtype of `x`; rows past the plan's end are zero. Differentiable in `x` and weights.
 
     Raises:
-        ValueError: `x` has not `plan.num_items` rows, or lies on another device.
+        ValueError: `x` has not `plan.num_items` rows, no floating dtype, or lies on another device; no weights where
+            they are asked for; a plan with ids out of range (CPU; on a GPU such entries give zero rows).
 
     Cost:
         Reads and writes each entry's row once; the backward sums per item in entry order, without atomics.
     """
     if x.dim() < 1 or x.shape[0] != plan.num_items:
-        raise ValueError(f"gather: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, ...)")
-    out = ops.plan_gather(
-        _rows(x),
-        _accumulate_weights("gather", plan, x) if weighted else None,
-        plan.group_offsets,
-        plan.item_ids,
-        *_by_item(plan),
-    )
+        raise ValueError(
+            f"gather: x has shape {tuple(x.shape)}, must be (num_items={plan.num_items}, ...); "
+            "pass the rows that the plan was made for"
+        )
+    weights = _checked_weights("gather", plan, weighted, x=x)
+    out = ops.plan_gather(_rows(x), weights, plan.group_offsets, plan.item_ids, *_by_item("gather", plan))
     return out.reshape(plan.capacity, *x.shape[1:])
 
 
@@ -48,42 +50,61 @@ def scatter_add(values: Tensor, plan: Plan, *, weighted: bool = True) -> Tensor:
     where the plan has none or `weighted` is False.
 
     Args:
-        values: floating `[capacity, ...]`; rows past the plan's end are not read.
+        values: `[capacity, ...]`, float32, float64, bfloat16 or float16; rows past the plan's end are not read.
+        plan: with room for capacity entries.
+        weighted: whether to multiply by the plan's weights, where it has any.
 
     Returns:
         `[num_items, ...]` in the dtype of `values`; items without entries are zero. Differentiable in both.
 
     Raises:
-        ValueError: `values` has not `plan.capacity` rows, or lies on another device.
+        ValueError: `values` has not `plan.capacity` rows, no floating dtype, or lies on another device; a plan with
+            ids out of range (CPU; on a GPU such entries are skipped).
+
+    Cost:
+        Reads each entry's row once and writes each item's row once, without atomics; the plan is transposed the first
+        time. The backward is a `gather`.
     """
     if values.dim() < 1 or values.shape[0] != plan.capacity:
         raise ValueError(
-            f"scatter_add: values has shape {tuple(values.shape)}, must be (capacity={plan.capacity}, ...)"
+            f"scatter_add: values has shape {tuple(values.shape)}, must be (capacity={plan.capacity}, ...); "
+            "pass one row for each entry, as gather returns them"
         )
-    out = ops.plan_combine(
-        _rows(values),
-        _accumulate_weights("scatter_add", plan, values) if weighted and plan.weights is not None else None,
-        *_by_item(plan),
-        plan.group_offsets,
-        plan.item_ids,
-    )
+    op = "scatter_add"
+    weights = _checked_weights(op, plan, weighted and plan.weights is not None, values=values)
+    out = call_as(op, ops.plan_combine, _rows(values), weights, *_by_item(op, plan), plan.group_offsets, plan.item_ids)
     return out.reshape(plan.num_items, *values.shape[1:])
 
 
 def segment_reduce(values: Tensor, plan: Plan, reduce: Literal["sum", "mean", "max", "min"]) -> Tensor:
-    """Reduces the rows of each group: `[capacity, ...]` to `[num_groups, ...]`.
+    """Reduces the rows of each group: `out[g]` is the sum, mean, max or min of `values[e]` over its entries e.
 
-    An empty group gives 0. For max and min the gradient goes to the first of equal rows; a NaN wins.
+    Sums run in entry order in float32 (float64 for float64), so they are bitwise reproducible.
+
+    Args:
+        values: `[capacity, ...]`, float32, float64, bfloat16 or float16; rows past the plan's end are not read.
+        plan: with room for capacity entries; its weights are not used.
+        reduce: "sum", "mean", "max" or "min". In max and min a NaN wins.
+
+    Returns:
+        `[num_groups, ...]` in the dtype of `values`; an empty group gives 0. Differentiable, twice, in `values`; for
+        max and min the gradient goes to the first of equal rows.
 
     Raises:
-        ValueError: `values` has not `plan.capacity` rows, or `reduce` is unknown.
+        ValueError: `values` has not `plan.capacity` rows, no floating dtype, or lies on another device; `reduce` is
+            unknown; offsets that decrease or leave the capacity (CPU; on a GPU they are clamped).
+
+    Cost:
+        Reads each entry's row once and writes each group's once; the backward the other way round.
     """
     if reduce not in _REDUCTIONS:
-        raise ValueError(f"segment_reduce: reduce is {reduce!r}, must be one of {_REDUCTIONS}")
+        raise ValueError(f"segment_reduce: reduce is {reduce!r}, must be one of {_REDUCTIONS}; pass one of these")
     if values.dim() < 1 or values.shape[0] != plan.capacity:
         raise ValueError(
-            f"segment_reduce: values has shape {tuple(values.shape)}, must be (capacity={plan.capacity}, ...)"
+            f"segment_reduce: values has shape {tuple(values.shape)}, must be (capacity={plan.capacity}, ...); "
+            "pass one row for each entry, as gather returns them"
         )
+    _checked_weights("segment_reduce", plan, False, values=values)
     out, _ = ops.plan_segment_reduce(_rows(values), plan.group_offsets, _REDUCTIONS.index(reduce))
     return out.reshape(plan.num_groups, *values.shape[1:])
 
@@ -92,14 +113,22 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-def _by_item(plan: Plan) -> tuple[Tensor, Tensor]:
-    transposed = plan.transpose()
+def _by_item(op: str, plan: Plan) -> tuple[Tensor, Tensor]:
+    transposed = by_item(op, plan)
     return transposed.item_offsets, transposed.entry_ids
 
 
-def _accumulate_weights(op: str, plan: Plan, values: Tensor) -> Tensor:
+def _checked_weights(op: str, plan: Plan, weighted: bool, **rows: Tensor) -> Tensor | None:
+    """Checks the rows and the plan, and gives the weights in the dtype that sums are kept in."""
+    ((name, values),) = rows.items()
+    check_floating(op, **rows)
+    check_same_device(op, name, values, group_offsets=plan.group_offsets, item_ids=plan.item_ids)
+    if not weighted:
+        return None
     if plan.weights is None:
-        raise ValueError(f"{op}: the plan has no weights, must have them when weighted=True")
+        raise ValueError(f"{op}: the plan has no weights, must have them when weighted=True; add them by with_weights")
+    check_floating(op, weights=plan.weights)
+    check_same_device(op, name, values, weights=plan.weights)
     return plan.weights.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
 
 

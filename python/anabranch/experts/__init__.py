@@ -16,8 +16,8 @@ from anabranch.experts.losses import (
 )
 from anabranch.experts.modules import DynamicMoE, Routing
 from anabranch.experts.packed import PackedExperts, pack_experts
+from anabranch.experts.percentile_threshold import PercentileThreshold
 from anabranch.experts.routers import (
-    PercentileThreshold,
     route_percentile,
     route_top_k,
     route_top_p,

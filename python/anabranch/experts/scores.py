@@ -120,3 +120,15 @@ def check_score(op: str, score: str) -> None:
     """Raises ValueError for an unknown score function."""
     if score not in ("softmax", "sigmoid"):
         raise ValueError(f"{op}: score is {score!r}, must be 'softmax' or 'sigmoid'; pass one of these")
+
+
+def order_statistic(q: float, count: int) -> int:
+    """Place, counted from 0, of the q-quantile among `count` sorted values."""
+    # The product may fall just short of a whole number: 0.29 * 100 is 28.999999999999996.
+    return math.floor(q * (count - 1) + 1e-9)
+
+
+def check_quantile(op: str, q: float) -> None:
+    """Raises ValueError for what is no quantile."""
+    if not 0 <= q <= 1:
+        raise ValueError(f"{op}: q is {q}, must lie between 0 and 1; it is a quantile, 0.5 for the median")

@@ -59,8 +59,8 @@ cpp-test: $(VENV)/tools
 
 lint: $(VENV)/tools
 	$(PIP) install "ruff==0.17.6" "clang-format==23.1.5" "mypy==2.4.1"
-	$(VENV)/bin/ruff check python tests
-	$(VENV)/bin/ruff format --check python tests
+	$(VENV)/bin/ruff check python tests .ci
+	$(VENV)/bin/ruff format --check python tests .ci
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.hpp' '*.cpp' '*.cuh' '*.cu')
 	$(PY) -m mypy
 

@@ -19,11 +19,12 @@ $(VENV)/tools:
 	$(PYTHON) -m venv $(VENV) 2>/dev/null || { rm -rf $(VENV); \
 	  $(PYTHON) -m pip install -q --target build/virtualenv virtualenv && \
 	  PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv -q $(VENV); }
-	$(PIP) install "$(TORCH)" numpy "scikit-build-core>=0.10" "cmake>=3.24" ninja
+	$(PIP) install --upgrade pip
+	$(PIP) install "$(TORCH)" "scikit-build-core>=0.10" "cmake>=3.24" ninja
 	touch $@
 
 build: $(VENV)/tools
-	$(PIP) install --no-build-isolation -C cmake.define.ANABRANCH_CUDA=$(CUDA) -e ".[test]"
+	$(PIP) install --no-build-isolation --config-settings=cmake.define.ANABRANCH_CUDA=$(CUDA) -e ".[test]"
 
 demo: build
 	$(PY) -m anabranch demo
@@ -65,7 +66,7 @@ lint: $(VENV)/tools
 	$(PY) -m mypy
 
 wheel: $(VENV)/tools
-	$(PIP) wheel --no-build-isolation --no-deps -C cmake.define.ANABRANCH_CUDA=$(CUDA) -w dist .
+	$(PIP) wheel --no-build-isolation --no-deps --config-settings=cmake.define.ANABRANCH_CUDA=$(CUDA) -w dist .
 
 # On a machine with a GPU, nvcc and a torch with CUDA: everything that only a GPU can say. Uses that machine's Python.
 gpu:

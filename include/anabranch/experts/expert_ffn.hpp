@@ -47,7 +47,7 @@ struct ExpertFfn {
   ANABRANCH_HOST_DEVICE int64_t num_parts() const { return gated ? 2 : 1; }
   /// Row of gate_up that holds feature j of the gate (part 0) or up (part 1) half.
   ANABRANCH_HOST_DEVICE int64_t gate_up_row(int64_t part, int64_t j) const {
-    return interleaved ? 2 * j + part : part * intermediate + j;
+    return gated && interleaved ? 2 * j + part : part * intermediate + j;
   }
 };
 

@@ -39,7 +39,7 @@ def _explanation(name: str) -> Callable[..., NoReturn]:
             raise ValueError(f"{name}: the tensors are on a CUDA device, must be on the CPU; {_cpu_only[name]}")
         raise ValueError(
             f"{name}: the tensors are on a CUDA device, must be on the CPU in this build of anabranch; "
-            "build it where nvcc is found (pip install . -C cmake.define.ANABRANCH_CUDA=ON) "
+            "build it where nvcc is found (pip install . --config-settings=cmake.define.ANABRANCH_CUDA=ON) "
             "or install a wheel with CUDA kernels"
         )
 

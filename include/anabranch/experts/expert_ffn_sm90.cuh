@@ -2,8 +2,7 @@
 //
 // 1. Tiles of rows are scheduled on the device (tile_schedule.cuh).
 // 2. hidden [capacity, intermediate] = silu(x gate^T) * (x up^T): a tile's B holds 128 gate rows above the 128 up rows
-// of
-//    the same features, so both sums of a feature lie in one thread. A is gathered by item id while loading
+//    of the same features, so both sums of a feature lie in one thread. A is gathered by item id while loading
 //    (GatherKind::in_kernel), or from a copy in entry order that a pass before it made, by TMA (GatherKind::copy).
 // 3. rows [capacity, out_features] = hidden down^T (+ bias), rounded to T: half the bytes of float, which at many rows
 //    cost more than the rounding is worth.

@@ -56,9 +56,9 @@ def expert_ffn(
         interleaved: gate and up rows alternate (gate0, up0, gate1, ...); without `gated` it changes nothing.
         zero_experts: groups E .. E + zero_experts give 0 and cost nothing.
         identity_experts: the groups after those give `x[t]` itself and cost one addition; they need O = H.
-        expert_widths: int32 `[E]`; expert e uses only its first `expert_widths[e]` intermediate features. On Hopper GPUs
-            (16-bit, gated silu) weights from there to the next multiple of 64 must be finite; those farther are never
-            used.
+        expert_widths: int32 `[E]`; expert e uses only its first `expert_widths[e]` intermediate features. On Hopper
+            GPUs (16-bit, gated silu) weights from there to the next multiple of 64 must be finite; those farther are
+            never used.
         frozen_experts: bool `[E]`; weight gradients of these are zero and are not computed.
 
     Returns:

@@ -1,13 +1,16 @@
 """`python -m anabranch bench [room]`: our ops beside their peers and the machine's limit, as table, JSON and SVG.
 
 All contenders of one row run in turn in one process, so that a machine whose speed drifts treats them alike; their
-medians are compared. The limit is the larger of FLOPs over measured peak and bytes over measured bandwidth.
+medians are compared. The limit is the larger of FLOPs over measured peak and bytes over measured bandwidth. While
+training is measured on a CPU, freed memory stays with the process (`machine.freed_memory_kept`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +20,7 @@ import torch
 from anabranch.cli.bench_chart import chart
 from anabranch.cli.bench_experts import Experts, Shape
 from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, Workload, measure
-from anabranch.cli.machine import Limits, device_name, keep_freed_memory, measure_limits
+from anabranch.cli.machine import Limits, device_name, freed_memory_kept, measure_limits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 MODES = ("forward", "variable_k", "training")
@@ -62,8 +65,6 @@ def run(settings: Settings) -> int:
     shape = Shape(8, 128, 96, 2) if settings.quick else Shape()
     torch.manual_seed(0)
     print(f"{device_name(device)}; torch {torch.__version__}; {shape}; median of {settings.repeats}", flush=True)
-    if device.type == "cpu" and keep_freed_memory():
-        print("freed memory stays with the process, for all contenders", flush=True)
     try:
         limits = _limits(settings, device, "limits")
         print(header(), flush=True)
@@ -107,9 +108,10 @@ def _rows(
         for mode in modes:
             if mode == "training":
                 experts.drop_packed()
-            for threads in settings.threads:
-                torch.set_num_threads(threads)
-                for tokens in settings.tokens_of(mode):
+            keeps = mode == "training" and device.type == "cpu"
+            with freed_memory_kept() if keeps else contextlib.nullcontext():
+                for threads, tokens in itertools.product(settings.threads, settings.tokens_of(mode)):
+                    torch.set_num_threads(threads)
                     for workload in _workloads(experts, mode, tokens):
                         with torch.set_grad_enabled(mode == "training"):
                             row = measure(workload, dtype, threads, limits[dtype, threads], stopwatch, settings.repeats)

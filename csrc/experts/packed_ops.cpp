@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "anabranch/experts/expert_ffn_cpu.hpp"
+#include "anabranch/experts/expert_ffn_packed_cpu.hpp"
 #include "experts/checks.hpp"
 
 namespace anabranch {

@@ -196,12 +196,12 @@ void bias_backward(const ExpertFfn<T>& ffn, const EntryRows<T>& entries, const a
   });
 }
 
+/// Gradients of each expert's own weights; upstream, x: the rows of dy and of the input, by entry.
 template <class T>
-void expert_weights_backward(const ExpertFfn<T>& ffn, const T* dy, const HiddenGradients<T>& hidden,
-                             const ExpertFfnGradients<T>& gradients) {
+void expert_weights_backward(const ExpertFfn<T>& ffn, const EntryRows<T>& upstream, const EntryRows<T>& x,
+                             const HiddenGradients<T>& hidden, const ExpertFfnGradients<T>& gradients) {
   using Sum = accumulate_t<T>;
   const int64_t parts = ffn.num_parts(), inner = ffn.intermediate;
-  const EntryRows<T> x{ffn.x, ffn.in_features, ffn.item_ids}, upstream{dy, ffn.out_features, ffn.item_ids};
   const auto width_of = [&](int64_t g) { return ffn.width(g); };
   if (const auto& to = gradients.down; to.weight) {
     outer_products(
@@ -256,7 +256,8 @@ void expert_ffn_backward_cpu(const ExpertFfn<T>& ffn, const T* dy, const T* pre_
                             gradients.x);
     });
   }
-  detail::expert_weights_backward(ffn, dy, hidden, gradients);
+  const detail::EntryRows<T> x{ffn.x, ffn.in_features, ffn.item_ids}, upstream{dy, ffn.out_features, ffn.item_ids};
+  detail::expert_weights_backward(ffn, upstream, x, hidden, gradients);
 }
 
 }  // namespace anabranch

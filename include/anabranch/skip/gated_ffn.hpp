@@ -1,9 +1,12 @@
 // The gated FFN: rows of the residual stream that run a feed-forward block, each over a prefix of its width, and what
 // happens to the rows that skip it. What it computes, and its plain-loop definition.
 //
-//   y[t] = x[t] + ffn.scale * gate[t] * f(norm(x[t]))            where width(t) > 0, f cut to its first width(t)
-//   features y[t] = adds_x * x[t] + base[t] + other.scale * f'(x[t])      where width(t) = 0, f' of norm(x[t]) if it is
-//   normed f(n) = down @ (act(gate @ n + gate_bias) * (up @ n + up_bias)) + down_bias, without `gated` no up half
+//   y[t] = x[t] + ffn.scale * gate[t] * f(norm(x[t]))   where width(t) > 0; f cut to its first width(t) features
+//   y[t] = x[t] + base[t] + other.scale * f'(x[t])      where width(t) = 0; f' of norm(x[t]) if it is normed
+//
+// each without x[t] where the problem says so, and f of n being
+//
+//   down @ (act(gate @ n + gate_bias) * (up @ n + up_bias)) + down_bias        without `gated` no up half
 //
 // width(t) = widths.width[choice[t]]. Rows are sorted by width, widest first, the skipped ones last: group g of
 // `groups` rows shares one width, so every product is a grouped one with one matrix for all (ExpertFfn::shared).
@@ -65,8 +68,11 @@ struct GatedFfn {
   const accumulate_t<T>* gate;  // [num_rows] or null for 1
   RowNorm<T> norm;
   FfnBranch<T> ffn, other;
-  const T* base;  // [num_rows, features] or null for 0: rows that skip get it
-  bool adds_x;    // and x itself
+  const T* base;       // [num_rows, features] or null for 0: rows that skip get it
+  bool running_add_x;  // whether x itself is in the result of rows that run
+  bool skipped_add_x;  // and of those that skip
+
+  ANABRANCH_HOST_DEVICE bool adds_x(bool runs) const { return runs ? running_add_x : skipped_add_x; }
 };
 
 /// Rows by group: those of group g are item_ids[offsets[g] .. offsets[g + 1]], ascending.
@@ -117,7 +123,7 @@ void gated_ffn_reference(const GatedFfn<T>& problem, T* y, accumulate_t<T>* cosi
     const int64_t width = runs ? problem.widths.width_of_group(group) : problem.other.intermediate;
     const T* x = problem.x + t * n;
     for (int64_t j = 0; j < n; ++j) {
-      sum[j] = runs || problem.adds_x ? static_cast<Sum>(x[j]) : Sum(0);
+      sum[j] = problem.adds_x(runs) ? static_cast<Sum>(x[j]) : Sum(0);
       if (!runs && problem.base) sum[j] += static_cast<Sum>(problem.base[t * n + j]);
     }
     if (ffn.normed) normalize_reference(problem.norm, n, x, normed.data());

@@ -103,7 +103,7 @@ void gated_ffn_backward_reference(const GatedFfn<T>& problem, const T* dy, const
     const Sum scale = runs && problem.gate ? branch.scale * problem.gate[t] : branch.scale;
     Sum dot = 0;
     std::fill(dinput.begin(), dinput.end(), Sum(0));
-    for (int64_t j = 0; j < n; ++j) dx[j] = runs || problem.adds_x ? static_cast<Sum>(upstream[j]) : Sum(0);
+    for (int64_t j = 0; j < n; ++j) dx[j] = problem.adds_x(runs) ? static_cast<Sum>(upstream[j]) : Sum(0);
     if (width > 0) {
       if (branch.normed) normalize_reference(problem.norm, n, x, normed.data());
       dot = (runs ? ffn : other)

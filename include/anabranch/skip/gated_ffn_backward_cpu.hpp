@@ -175,7 +175,7 @@ void skipped_rows_backward(const GatedFfn<T>& problem, const RowGroups& groups, 
       if (gradients.base && skips) std::memcpy(gradients.base + at, dy + at, n * sizeof(T));
       if (gradients.base && !skips) std::fill_n(gradients.base + at, n, T(0.0f));
       if (!writes_x || !skips) continue;
-      if (problem.adds_x) {
+      if (problem.skipped_add_x) {
         std::memcpy(gradients.x + at, dy + at, n * sizeof(T));
       } else {
         std::fill_n(gradients.x + at, n, T(0.0f));
@@ -192,18 +192,18 @@ void gated_ffn_backward_cpu(const GatedFfn<T>& problem, const RowGroups& groups,
                             const T* other_pre_activation, const GatedFfnGradients<T>& gradients) {
   const int64_t n = problem.features;
   const bool norm = gradients.norm_weight || gradients.norm_bias, has_other = problem.other.intermediate > 0;
-  detail::NormSums<T> norm_sums(norm ? n : 0);
+  detail::NormSums<T> norm_sums(n);
   detail::skipped_rows_backward(problem, groups, dy, gradients);
   detail::branch_backward(detail::branch_rows(problem, groups, true),
-                          detail::Residual<T>{problem.x, nullptr, problem.gate, problem.ffn.scale}, problem.norm,
-                          problem.ffn.normed, dy, dy, pre_activation,
+                          detail::Residual<T>{nullptr, nullptr, problem.gate, problem.ffn.scale}, problem.norm,
+                          problem.ffn.normed, dy, problem.running_add_x ? dy : nullptr, pre_activation,
                           detail::BranchGradients<T>{gradients.x, gradients.gate_up, gradients.down, gradients.gate,
                                                      norm && problem.ffn.normed},
                           norm_sums);
   if (has_other) {
     detail::branch_backward(detail::branch_rows(problem, groups, false),
                             detail::Residual<T>{nullptr, nullptr, nullptr, problem.other.scale}, problem.norm,
-                            problem.other.normed, dy, problem.adds_x ? dy : nullptr, other_pre_activation,
+                            problem.other.normed, dy, problem.skipped_add_x ? dy : nullptr, other_pre_activation,
                             detail::BranchGradients<T>{gradients.x, gradients.other_gate_up, gradients.other_down,
                                                        nullptr, norm && problem.other.normed},
                             norm_sums);

@@ -151,8 +151,8 @@ template <class T>
 void copy_skipped_rows(const GatedFfn<T>& problem, const int32_t* item_ids, int64_t count, T* y) {
   const int64_t n = problem.features;
   const auto rows = residual_kernels<T>();
-  const bool copies = problem.adds_x != (problem.base != nullptr), all = count == problem.num_rows;
-  const T* const from = problem.adds_x ? problem.x : problem.base;
+  const bool copies = problem.skipped_add_x != (problem.base != nullptr), all = count == problem.num_rows;
+  const T* const from = problem.skipped_add_x ? problem.x : problem.base;
   parallel_for(count, std::max<int64_t>(1, 131072 / n), [&](int64_t begin, int64_t end) {
     if (copies && all) {
       std::memcpy(y + begin * n, from + begin * n, (end - begin) * n * sizeof(T));
@@ -163,7 +163,7 @@ void copy_skipped_rows(const GatedFfn<T>& problem, const int32_t* item_ids, int6
       if (copies) {
         std::memcpy(y + at, from + at, n * sizeof(T));
       } else {
-        rows.add(n, problem.adds_x ? problem.x + at : nullptr, problem.base ? problem.base + at : nullptr,
+        rows.add(n, problem.skipped_add_x ? problem.x + at : nullptr, problem.base ? problem.base + at : nullptr,
                  accumulate_t<T>(0), nullptr, y + at);
       }
     }
@@ -186,12 +186,13 @@ void gated_ffn_cpu(const GatedFfn<T>& problem, const RowGroups& groups, const Ma
   const bool has_other = problem.other.intermediate > 0;
   if (!has_other) detail::copy_skipped_rows(problem, skipped, num_skipped, y);
   if (num_running > 0) {
+    const T* const x = problem.running_add_x ? problem.x : nullptr;
     detail::branch_forward(detail::branch_rows(problem, groups, true),
-                           detail::Residual<T>{problem.x, nullptr, problem.gate, problem.ffn.scale}, make_products, y,
-                           cosine, pre_activation);
+                           detail::Residual<T>{x, nullptr, problem.gate, problem.ffn.scale}, make_products, y, cosine,
+                           pre_activation);
   }
   if (has_other && num_skipped > 0) {
-    const T* const x = problem.adds_x ? problem.x : nullptr;
+    const T* const x = problem.skipped_add_x ? problem.x : nullptr;
     detail::branch_forward(detail::branch_rows(problem, groups, false),
                            detail::Residual<T>{x, problem.base, nullptr, problem.other.scale}, detail::strided_products,
                            y, static_cast<Sum*>(nullptr), other_pre_activation);

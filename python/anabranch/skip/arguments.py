@@ -69,7 +69,7 @@ def decisions_of(op: str, x: Tensor, choice: Tensor, widths: tuple[int, ...]) ->
         return choice.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1]).reshape(-1)
     raise ValueError(
         f"{op}: {name} has shape {tuple(choice.shape)}, must be {tuple(x.shape[:-1])} like the rows of x; "
-        "decide for every row" + (", or for every sample" if op == "prefix_ffn" else "")
+        "decide for every row (prefix_ffn: or for every sample)"
     )
 
 

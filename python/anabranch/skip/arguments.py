@@ -149,6 +149,8 @@ def record_widths(
     branch: Branch,
 ) -> None:
     """`record_gated_ffn` of weights with `parts` first products whose elements take `element_size` bytes."""
+    if not CostMeter._active:
+        return
     rows, features = shape
     numbers = tuple((parts + 1) * features * width for width in reversed(widths) if width > 0)
     record(

@@ -96,7 +96,7 @@ class PackedFfn:
         """`prefix_ffn(x, width_index, ..., widths)` with these weights; everything else as calling it.
 
         Cost:
-            As `prefix_ffn`; the last block of 96 intermediate features that a width reaches is multiplied whole.
+            As `prefix_ffn`, each width rounded up to a multiple of 32.
         """
         return self._run(
             "prefix_ffn", x, width_index, tuple(widths), gate, norm, activation, residual_scale, otherwise,

@@ -1,20 +1,55 @@
 """Skip-gated and width-elastic FFNs, and the policies that decide what is skipped."""
 
+from anabranch.skip.losses import UNLABELLED, budget_loss, class_balanced_weights, focal_loss
 from anabranch.skip.otherwise import Anchor, CachedDelta, LowRank, Otherwise, SmallFfn
+from anabranch.skip.policies import (
+    BanditSkip,
+    BlockDeltaCache,
+    ContiguousSkip,
+    CosineSkip,
+    LayerRouter,
+    MixtureOfDepths,
+    RecordingPolicy,
+    TemporalDrop,
+    ThreeWayRouter,
+    UniformSkip,
+    WidthRouter,
+)
 from anabranch.skip.policy import Action, Decision, Keep, KeyValueRule, Layer, Policy, State, Width
+from anabranch.skip.search import FoundPath, OracleResult, mcts_paths, oracle_search, path_labels
 
 __all__ = [
+    "UNLABELLED",
     "Action",
     "Anchor",
+    "BanditSkip",
+    "BlockDeltaCache",
     "CachedDelta",
+    "ContiguousSkip",
+    "CosineSkip",
     "Decision",
+    "FoundPath",
     "Keep",
     "KeyValueRule",
     "Layer",
+    "LayerRouter",
     "LowRank",
+    "MixtureOfDepths",
+    "OracleResult",
     "Otherwise",
     "Policy",
+    "RecordingPolicy",
     "SmallFfn",
     "State",
+    "TemporalDrop",
+    "ThreeWayRouter",
+    "UniformSkip",
     "Width",
+    "WidthRouter",
+    "budget_loss",
+    "class_balanced_weights",
+    "focal_loss",
+    "mcts_paths",
+    "oracle_search",
+    "path_labels",
 ]

@@ -158,9 +158,9 @@ class CosineSkip(Policy):
                 "run whole forwards within observing()"
             )
         cosines = torch.stack(rows)
-        candidates = torch.cat((cosines.unique(), torch.tensor([-2.0])))  # -2: below every cosine
+        candidates = torch.cat((cosines.unique(), torch.tensor([-2.0], device="cpu")))  # -2: below every cosine
         if candidates.numel() > 512:
-            candidates = candidates.sort().values[torch.linspace(0, candidates.numel() - 1, 512).long()]
+            candidates = candidates.sort().values[torch.linspace(0, candidates.numel() - 1, 512, device="cpu").long()]
         shares = torch.stack([_skipped_share(cosines, value, self.until, num_layers) for value in candidates])
         reach = float(shares.max())
         # Shares are float32, and a wish for exactly the most must not fail by a rounding.
@@ -188,8 +188,8 @@ def _next_remaining(remaining: Tensor, passed: Tensor, until: Until) -> Tensor:
 
 def _skipped_share(cosines: Tensor, threshold: Tensor, until: Until, num_layers: int) -> Tensor:
     """Share of `num_layers` FFNs per token that `cosines` `[layers, N]` would have skipped."""
-    remaining = torch.zeros(cosines.shape[1], dtype=torch.int64)
-    skipped = torch.zeros(())
+    remaining = torch.zeros(cosines.shape[1], dtype=torch.int64, device=cosines.device)
+    skipped = torch.zeros((), device=cosines.device)
     for row in cosines:
         skipped += (remaining > 0).sum()
         remaining = _next_remaining(remaining, row > threshold, until)

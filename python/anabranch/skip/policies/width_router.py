@@ -72,6 +72,8 @@ class WidthRouter(RecordingPolicy):
         ValueError: an argument out of range; in `check`, another model or a width above its intermediate size.
     """
 
+    _ends: Tensor
+
     def __init__(
         self,
         num_layers: int,
@@ -93,6 +95,7 @@ class WidthRouter(RecordingPolicy):
         self.widths = tuple(widths)
         self.cache = cache
         self.needs_output = cache is not None
+        self.register_buffer("_ends", torch.tensor(self.widths), persistent=False)
         self.routers = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden_size, hidden), nn.ReLU(), nn.Linear(hidden, 1 + len(widths)))
             for _ in range(num_layers)
@@ -164,8 +167,7 @@ class WidthRouter(RecordingPolicy):
         gate = straight_through((p >= 0.5).to(p.dtype), p)
         soft = width_logits.softmax(-1)
         choice = straight_through(F.one_hot(soft.argmax(-1), len(self.widths)).to(soft.dtype), soft)
-        shares = torch.tensor(self.widths, dtype=soft.dtype).to(soft.device, non_blocking=True) / self.widths[-1]
-        self._record(layer, gate=gate, width=choice @ shares)
+        self._record(layer, gate=gate, width=choice @ self._ends.to(choice.dtype) / self.widths[-1])
         return gate, choice
 
     def training_output(
@@ -185,8 +187,7 @@ class WidthRouter(RecordingPolicy):
         """
         gate, choice = self._training_values(layer, *self.logits(layer, x, padding))
         # Column i is in all prefixes longer than i: the sum of the choices from the first such width on.
-        edges = torch.tensor((0, *self.widths))
-        counts = (edges[1:] - edges[:-1]).to(x.device, non_blocking=True)
+        counts = self._ends.diff(prepend=self._ends.new_zeros(1))
         kept = choice.flip(1).cumsum(1).flip(1)
         mask = kept.repeat_interleave(counts, dim=1, output_size=self.widths[-1])
         return x + gate[:, None, None].to(x.dtype) * ffn(mask[:, None].to(x.dtype))

@@ -48,8 +48,9 @@ def mcts_paths(
     The tree begins at all layers once each. A move leaves out one layer or two neighbours in the path, or runs one a
     second time; no layer runs more than twice and one always runs. A simulation walks down by the largest `R / n +
     exploration sqrt(ln N / n) - length_penalty len / L` (R: sum of rewards of n visits, N: visits of the parent),
-    expands one node whose path is new to it, evaluates it, and adds its reward on the way back. Kept are right paths (`reward >= right`): all
-    of them where the whole model is wrong, else those at least `min_saved` layers shorter.
+    expands one node, evaluates it, and adds its reward on the way back. A node's moves lead to paths that were not
+    evaluated when it came to be. Kept are right paths (`reward >= right`): all of them where the whole model is wrong,
+    else those at least `min_saved` layers shorter.
 
     Source: Dr.LLM (arXiv 2510.12773), whose numbers are the defaults; labels follow by `path_labels`. `branching` is
     ours: how many moves of a node, drawn by chance, are tried before the search goes deeper. With all of them (None)
@@ -74,8 +75,8 @@ def mcts_paths(
     op = "mcts_paths"
     if num_layers < 1 or simulations < 0 or min_saved < 0 or (branching is not None and branching < 1):
         raise ValueError(
-            f"{op}: num_layers is {num_layers}, simulations {simulations}, min_saved {min_saved}, branching {branching}, "
-            "must be at least 1, 0, 0 and 1; pass branching None for all moves"
+            f"{op}: num_layers is {num_layers}, simulations {simulations}, min_saved {min_saved}, "
+            f"branching {branching}, must be at least 1, 0, 0 and 1; pass branching None for all moves"
         )
     rng = random.Random(seed)
     whole = tuple(range(num_layers))

@@ -90,7 +90,7 @@ def test_bad_input() -> None:
     logits, labels = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
     with pytest.raises(ValueError, match="labels has shape"):
         focal_loss(logits, labels[:1])
-    with pytest.raises(ValueError, match="labels is torch.int32"):
+    with pytest.raises(ValueError, match=r"labels is torch\.int32"):
         focal_loss(logits, labels.int())
     with pytest.raises(ValueError, match="class_weights has shape"):
         focal_loss(logits, labels, class_weights=torch.ones(2))

@@ -47,10 +47,10 @@ def oracle_index(policy: WidthRouter, layer: int, tokens: Tensor) -> int:
 @torch.no_grad()
 def test_each_sample_decides_for_itself_over_its_real_tokens() -> None:
     policy, state = build(), State(2)
-    x = torch.randn(12, 5, HIDDEN, dtype=torch.float64)
-    state.padding = torch.arange(5) >= (torch.arange(12) % 4)[:, None]
+    x = torch.randn(160, 5, HIDDEN, dtype=torch.float64)
+    state.padding = torch.arange(5) >= (torch.arange(160) % 4)[:, None]
     x = x.masked_fill(~state.padding[..., None], 7.0)
-    want = [oracle_index(policy, 1, x[b, b % 4 :]) for b in range(12)]
+    want = [oracle_index(policy, 1, x[b, b % 4 :]) for b in range(160)]
     assert set(want) == {0, 1, 2, 3}
     decision = policy.decide(1, 0, x, state)
     assert indices(decision) == want
@@ -67,7 +67,7 @@ def test_batch_is_the_samples_alone() -> None:
 
 def test_training_has_the_values_of_inference() -> None:
     ffns, policy = Ffns(1), build(1)
-    x = torch.randn(16, 3, HIDDEN, dtype=torch.float64)
+    x = torch.randn(64, 3, HIDDEN, dtype=torch.float64)
     with torch.no_grad():
         want, decisions = run(ffns, policy, x)
     assert set(indices(decisions[0])) == {0, 1, 2, 3}
@@ -77,8 +77,8 @@ def test_training_has_the_values_of_inference() -> None:
 
 def test_gradient_of_gate_and_mask_is_that_of_the_soft_form() -> None:
     ffns, policy = Ffns(1), build(1)
-    x = torch.randn(16, 3, HIDDEN, dtype=torch.float64)
-    dy = torch.randn(16, 3, HIDDEN, dtype=torch.float64)
+    x = torch.randn(64, 3, HIDDEN, dtype=torch.float64)
+    dy = torch.randn(64, 3, HIDDEN, dtype=torch.float64)
     parameters = list(policy.parameters())
     got = torch.autograd.grad((policy.training_output(0, x, lambda m: ffns.branch(0, x, m)) * dy).sum(), parameters)
     # By hand: gate and mask are hard values, their gradients go to p and to sum_k softmax_k prefix_k.
@@ -106,7 +106,7 @@ def test_decide_in_training_gives_the_gate_a_gradient_and_the_widths_none() -> N
 
 def test_budget_measures_what_ran() -> None:
     policy = build()
-    x = torch.randn(16, 3, HIDDEN, dtype=torch.float64)
+    x = torch.randn(64, 3, HIDDEN, dtype=torch.float64)
     _, decisions = run(Ffns(2), policy, x)
     gates = torch.stack([d.gate[:, 0] for d in decisions])  # type: ignore[attr-defined]
     widths = torch.tensor([0, *WIDTHS])[torch.stack([d.index for d in decisions])] / 8  # type: ignore[attr-defined]

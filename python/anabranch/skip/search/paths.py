@@ -36,7 +36,7 @@ def mcts_paths(
     num_layers: int,
     *,
     simulations: int = 200,
-    branching: int | None = 8,
+    branching: int | None = 16,
     exploration: float = 1.8,
     length_penalty: float = 3.0,
     right: float = 1.0,
@@ -53,8 +53,8 @@ def mcts_paths(
     else those at least `min_saved` layers shorter.
 
     Source: Dr.LLM (arXiv 2510.12773), whose numbers are the defaults; labels follow by `path_labels`. `branching` is
-    ours: how many moves of a node, drawn by chance, are tried before the search goes deeper. With all of them (None)
-    200 simulations of a deep model hardly leave the first level.
+    ours: how many moves of a node, drawn by chance, are tried before the search goes deeper. Few miss the layers that
+    can be spared, all of them (None) use most of 200 simulations up on the first level of a deep model.
 
     Gradient: none; what is found labels `LayerRouter.supervised_loss`.
 

@@ -6,7 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anabranch.skip import Anchor, CachedDelta, Keep, Layer, LowRank, Policy, SmallFfn, State, Width
+from anabranch.skip import (
+    Anchor,
+    CachedDelta,
+    Keep,
+    Layer,
+    LowRank,
+    Norm,
+    Policy,
+    SmallFfn,
+    State,
+    Width,
+    gated_ffn,
+    prefix_ffn,
+)
 
 HIDDEN, INTERMEDIATE = 6, 8
 
@@ -81,3 +94,27 @@ def run(
         decisions.append(decision)
     state.advance(x.shape[1])
     return x, decisions
+
+
+def run_by_ops(ffns: Ffns, policy: Policy, x: Tensor, state: State) -> Tensor:
+    """The same forward with the decisions handed to `gated_ffn` and `prefix_ffn`, for policies of scope "ffn"."""
+    norm = Norm(torch.ones(HIDDEN, dtype=x.dtype), torch.zeros(HIDDEN, dtype=x.dtype), eps=1e-5, kind="layer")
+    for layer in range(ffns.num_layers):
+        decision = policy.decide(layer, state.step, x, state)
+        weights = (ffns.up[layer], ffns.down[layer])
+        if isinstance(decision, Width):
+            y, cosine = prefix_ffn(
+                x, decision.index, *weights, decision.widths, gate=decision.gate, norm=norm, gated=False,
+                otherwise=decision.otherwise, return_cosine=True,
+            )  # fmt: skip
+        else:
+            assert decision is None or isinstance(decision, Keep)
+            keep = Keep(torch.ones(x.shape[:2], dtype=torch.bool)) if decision is None else decision
+            y, cosine = gated_ffn(
+                x, keep.mask, *weights, gate=keep.gate, norm=norm, gated=False, otherwise=keep.otherwise,
+                capacity=keep.capacity, return_cosine=True,
+            )  # fmt: skip
+        policy.observe(layer, state.step, x, y, cosine, state)
+        x = y
+    state.advance(x.shape[1])
+    return x

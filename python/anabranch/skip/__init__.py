@@ -1,7 +1,11 @@
 """Skip-gated and width-elastic FFNs, and the policies that decide what is skipped."""
 
+from anabranch.skip.gated_ffn import gated_ffn, prefix_ffn
 from anabranch.skip.losses import UNLABELLED, budget_loss, class_balanced_weights, focal_loss
+from anabranch.skip.lowrank import lowrank_residual
+from anabranch.skip.norm import Norm
 from anabranch.skip.otherwise import Anchor, CachedDelta, LowRank, Otherwise, SmallFfn
+from anabranch.skip.packed import PackedFfn, pack_ffn
 from anabranch.skip.policies import (
     BanditSkip,
     BlockDeltaCache,
@@ -35,8 +39,10 @@ __all__ = [
     "LayerRouter",
     "LowRank",
     "MixtureOfDepths",
+    "Norm",
     "OracleResult",
     "Otherwise",
+    "PackedFfn",
     "Policy",
     "RecordingPolicy",
     "SmallFfn",
@@ -49,7 +55,11 @@ __all__ = [
     "budget_loss",
     "class_balanced_weights",
     "focal_loss",
+    "gated_ffn",
+    "lowrank_residual",
     "mcts_paths",
     "oracle_search",
+    "pack_ffn",
     "path_labels",
+    "prefix_ffn",
 ]

@@ -2,6 +2,7 @@
 
 from anabranch.skip.otherwise import Anchor, CachedDelta, LowRank, Otherwise, SmallFfn
 from anabranch.skip.policy import Action, Decision, Keep, KeyValueRule, Layer, Policy, State, Width
+from anabranch.skip.runtime import LayerReport, Report, apply, remove, report
 
 __all__ = [
     "Action",
@@ -11,10 +12,15 @@ __all__ = [
     "Keep",
     "KeyValueRule",
     "Layer",
+    "LayerReport",
     "LowRank",
     "Otherwise",
     "Policy",
+    "Report",
     "SmallFfn",
     "State",
     "Width",
+    "apply",
+    "remove",
+    "report",
 ]

@@ -1,0 +1,108 @@
+"""The FFN of one decoder layer as `gated_ffn` and `prefix_ffn` take it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anabranch.core.library import ops
+from anabranch.experts.packed_cache import PackedCache, _identity
+from anabranch.skip.gated_ffn import Norm, PackedFfn, gated_ffn, pack_ffn, prefix_ffn
+from anabranch.skip.policy import Keep, Width
+from anabranch.skip.runtime.decoder import LayerShape, is_linear
+
+_packed_applies = PackedCache(None).applies
+
+
+class PackedFfnCache:
+    """One FFN's packed weights, made in the first call that wants them and again when the weights have changed.
+
+    A pickle or a copy of it is empty: the packed order is this machine's, and the copy's weights are others.
+    """
+
+    def __init__(self) -> None:
+        self.packed: PackedFfn | None = None
+        self._made_from: tuple[Any, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackedFfnCache, ()
+
+    def get(self, tensors: tuple[Tensor | None, ...], make: Any) -> PackedFfn:
+        """`make()`, from the last call where none of the tensors has changed since."""
+        state = (*(None if tensor is None else _identity(tensor) for tensor in tensors), ops.cpu_isa())
+        if self.packed is None or state != self._made_from:
+            self.packed = None  # frees the old copy before the new one is made
+            self.packed = make()
+            self._made_from = state
+        return self.packed
+
+
+class LayerFfn:
+    """`x + FFN(norm(x))` of one layer, for all tokens by the model's own modules or for some by the ops.
+
+    Attributes:
+        layer: the decoder layer; its weights are read in each call.
+        packs: whether calls without gradient on the CPU run on packed weights.
+    """
+
+    def __init__(self, layer: Any, shape: LayerShape, packs: bool) -> None:
+        self.layer = layer
+        self.shape = shape
+        self.cache = PackedFfnCache() if packs else None
+
+    def dense(self, x: Tensor) -> Tensor:
+        """As the layer's own forward has it, bit for bit; x `[B, S, H]`."""
+        return x + self.layer.mlp(self.layer.post_attention_layernorm(x))
+
+    def __call__(self, x: Tensor, decision: Keep | Width, *, cosine: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Runs what the decision says; also cos(x, y) `[B, S]` float32 if asked for."""
+        norm = self.layer.post_attention_layernorm
+        options: dict[str, Any] = {
+            "gate": decision.gate,
+            "norm": Norm(norm.weight, getattr(norm, "bias", None), self.shape.norm_eps, self.shape.norm_kind),
+            "activation": self.shape.activation,
+            "otherwise": decision.otherwise,
+            "return_cosine": cosine,
+        }
+        gate_up, down, gate_up_bias, down_bias = self._weights()
+        first = gate_up if isinstance(gate_up, Tensor) else gate_up[0]
+        biases = {"gate_up_bias": gate_up_bias, "down_bias": down_bias}
+        if self.cache is not None and _packed_applies(first):
+            parts = (gate_up,) if isinstance(gate_up, Tensor) else gate_up
+            packed = self.cache.get((*parts, down, *self._biases()), lambda: pack_ffn(gate_up, down, **biases))
+            if isinstance(decision, Width):
+                result = packed.prefix(x, decision.index, decision.widths, **options)
+            else:
+                result = packed(x, decision.mask, **options)
+        elif isinstance(decision, Width):
+            result = prefix_ffn(x, decision.index, gate_up, down, decision.widths, **biases, **options)
+        else:
+            result = gated_ffn(x, decision.mask, gate_up, down, **biases, **options)
+        return result if cosine else (result, None)
+
+    def bytes(self) -> int:
+        """Bytes of the three weights."""
+        mlp = self.layer.mlp
+        names = ("gate_up_proj", "down_proj") if self.shape.fused else ("gate_proj", "up_proj", "down_proj")
+        return sum(getattr(mlp, name).weight.nbytes for name in names)
+
+    def _weights(self) -> tuple[Tensor | tuple[Tensor, Tensor], Tensor, Tensor | None, Tensor | None]:
+        mlp = self.layer.mlp
+        names = ("gate_up_proj", "down_proj") if self.shape.fused else ("gate_proj", "up_proj", "down_proj")
+        linear = [getattr(mlp, name) for name in names]
+        for name, module in zip(names, linear, strict=True):
+            if not is_linear(module):
+                raise ValueError(
+                    f"forward: mlp.{name} has become a {type(module).__name__}, must be the linear layer that apply "
+                    "saw; merge adapters, or remove and apply again"
+                )
+        if self.shape.fused:
+            return linear[0].weight, linear[1].weight, linear[0].bias, linear[1].bias
+        bias = None if linear[0].bias is None else torch.cat((linear[0].bias, linear[1].bias))
+        return (linear[0].weight, linear[1].weight), linear[2].weight, bias, linear[2].bias
+
+    def _biases(self) -> tuple[Tensor | None, ...]:
+        """The model's own, whose identity tells a change; the concatenated one is new in each call."""
+        return tuple(module.bias for module in self.layer.mlp.children() if isinstance(module, nn.Linear))

@@ -57,6 +57,11 @@ def _activate(x: Tensor, name: Activation) -> Tensor:
     return x
 
 
+def gated(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
+    """`x + gate (y - x)` with a gate `[B]`."""
+    return x + gate.to(x.dtype)[:, None, None] * (y - x)
+
+
 def where_rows(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """x for the sequences where `condition` `[B]` holds, y for the others."""
     return torch.where(condition[:, None, None], x, y)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from anabranch.skip.policy import Action, Keep, KeyValueRule, Layer
 from anabranch.skip.runtime.branches import rows_of as branch_rows
-from anabranch.skip.runtime.branches import skipped_output, where_rows
+from anabranch.skip.runtime.branches import gated, skipped_output, where_rows
 from anabranch.skip.runtime.cache_layer import alias, gives_lengths, second_slot
 from anabranch.skip.runtime.key_values import CacheView, key_values, rows_of, write_nothing
 from anabranch.skip.runtime.stream import Stream
@@ -48,6 +48,10 @@ class Depth:
             y = run(x, arguments, stream, action, decision)
         else:
             y = self._whole_batch(x, arguments, stream, Action(action), decision)
+        if decision.gate is not None and isinstance(action, Tensor):
+            y = where_rows(action != Action.SKIP, gated(x, y, decision.gate), y)
+        elif decision.gate is not None and action != Action.SKIP:
+            y = gated(x, y, decision.gate)
         if policy.needs_output:
             policy.observe(index, state.step, x, y, None, state)
         return y
@@ -62,7 +66,7 @@ class Depth:
     ) -> Tensor:
         forward, cache = self.forward, arguments.get(self.forward.shape.cache_name)
         shared, index, (batch, tokens) = forward.shared, forward.index, x.shape[:2]
-        self._check_allowed(action != Action.RUN, action == Action.REPEAT)
+        self._check_allowed(action == Action.SKIP, action == Action.REPEAT)
         shared.counters.uniform(index, batch * tokens, int(action), forward.shape.intermediate_size)
         if action == Action.SKIP:
             if cache is not None:
@@ -89,7 +93,7 @@ class Depth:
         name, index, (batch, tokens) = forward.shape.cache_name, forward.index, x.shape[:2]
         run, twice = action != Action.SKIP, action == Action.REPEAT
         ran, repeated, skipped = run.nonzero()[:, 0], twice.nonzero()[:, 0], (~run).nonzero()[:, 0]
-        self._check_allowed(True, len(repeated) > 0)
+        self._check_allowed(len(skipped) > 0, len(repeated) > 0)
         stream.check_runs(index, run)
         self._count(run, twice if len(repeated) else None, tokens)
 
@@ -125,7 +129,7 @@ class Depth:
         forward, cache = self.forward, arguments.get(self.forward.shape.cache_name)
         index, tokens = forward.index, x.shape[1]
         run, twice = action != Action.SKIP, action == Action.REPEAT
-        self._check_allowed(True, False)
+        self._check_allowed(True, repeats=False)
         repeats = forward.shared.policy.repeats
         self._count(run, twice if repeats else None, tokens)
         y = self._gated(x, self._masked(arguments, stream, index, tokens), run)
@@ -215,9 +219,9 @@ class Depth:
         if twice is not None:
             counters.masked(forward.index, all_tokens, twice[:, None].expand(-1, tokens), size, again=True)
 
-    def _check_allowed(self, changes: bool, repeats: bool) -> None:
+    def _check_allowed(self, skips: bool, repeats: bool) -> None:
         forward, policy = self.forward, self.forward.shared.policy
-        if changes and forward.index not in forward.shared.skippable:
+        if skips and forward.index not in forward.shared.skippable:
             raise forward.unfit(Layer(Action.SKIP), "RUN")
         if repeats and not policy.repeats:
             raise forward.unfit(Layer(Action.REPEAT), "SKIP or RUN")

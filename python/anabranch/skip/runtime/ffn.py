@@ -66,6 +66,8 @@ class LayerFfn:
             "otherwise": decision.otherwise,
             "return_cosine": cosine,
         }
+        if isinstance(decision, Keep):
+            options["capacity"] = decision.capacity
         gate_up, down, gate_up_bias, down_bias = self._weights()
         first = gate_up if isinstance(gate_up, Tensor) else gate_up[0]
         biases = {"gate_up_bias": gate_up_bias, "down_bias": down_bias}

@@ -2,6 +2,7 @@
 // and instruction set, and the same bits on several threads as on one.
 #include "../simt/routed_plan.hpp"
 #include "anabranch/experts/expert_ffn_backward_cpu.hpp"
+#include "anabranch/experts/expert_ffn_packed_cpu.hpp"
 #include "cpu_kernels.hpp"
 
 namespace {

@@ -41,7 +41,7 @@ void expert_ffn_backward_reference(const ExpertFfn<T>& ffn, const T* dy, const T
   std::vector<Sum> ddown_bias(ffn.num_experts * ffn.out_features, 0);
   for (int64_t g = 0; g < ffn.num_groups(); ++g) {
     for (int64_t e = ffn.group_offsets[g]; e < ffn.group_offsets[g + 1]; ++e) {
-      const int64_t t = ffn.item_ids[e];
+      const int64_t t = ffn.item(e), own = ffn.expert(g);
       const T *x = ffn.x + t * ffn.in_features, *upstream = dy + t * ffn.out_features;
       const Sum weight = ffn.weights ? ffn.weights[e] : Sum(1);
       Sum dweight = 0;
@@ -56,13 +56,13 @@ void expert_ffn_backward_reference(const ExpertFfn<T>& ffn, const T* dy, const T
       const bool trains = !gradients.frozen || !gradients.frozen[g];
       for (int64_t o = 0; o < ffn.out_features; ++o) {
         const Sum value = static_cast<Sum>(upstream[o]);
-        if (ffn.down.bias) dweight += static_cast<Sum>(ffn.down.bias[g * ffn.out_features + o]) * value;
-        if (trains) ddown_bias[g * ffn.out_features + o] += weight * value;
+        if (ffn.down.bias) dweight += static_cast<Sum>(ffn.down.bias[own * ffn.out_features + o]) * value;
+        if (trains) ddown_bias[own * ffn.out_features + o] += weight * value;
       }
       for (int64_t j = 0; j < ffn.width(g); ++j) {
         Sum d = 0;
         for (int64_t o = 0; o < ffn.out_features; ++o) {
-          const int64_t at = g * ffn.down.expert_stride + o * ffn.down.out_stride + j * ffn.down.in_stride;
+          const int64_t at = own * ffn.down.expert_stride + o * ffn.down.out_stride + j * ffn.down.in_stride;
           d += static_cast<Sum>(ffn.down.weight[at]) * static_cast<Sum>(upstream[o]);
         }
         const T* saved = pre_activation + e * rows + j;
@@ -71,16 +71,17 @@ void expert_ffn_backward_reference(const ExpertFfn<T>& ffn, const T* dy, const T
         const Sum half[2] = {weight * d * up * derivative, weight * d * value};
         dweight += value * up * d;
         for (int64_t o = 0; trains && o < ffn.out_features; ++o) {
-          ddown[(g * ffn.out_features + o) * ffn.intermediate + j] +=
+          ddown[(own * ffn.out_features + o) * ffn.intermediate + j] +=
               weight * value * up * static_cast<Sum>(upstream[o]);
         }
         for (int64_t part = 0; part < parts; ++part) {
           const int64_t row = ffn.gate_up_row(part, j);
-          if (trains) dgate_up_bias[g * rows + row] += half[part];
+          if (trains) dgate_up_bias[own * rows + row] += half[part];
           for (int64_t i = 0; i < ffn.in_features; ++i) {
-            const int64_t at = g * ffn.gate_up.expert_stride + row * ffn.gate_up.out_stride + i * ffn.gate_up.in_stride;
+            const int64_t at =
+                own * ffn.gate_up.expert_stride + row * ffn.gate_up.out_stride + i * ffn.gate_up.in_stride;
             dx[t * ffn.in_features + i] += half[part] * static_cast<Sum>(ffn.gate_up.weight[at]);
-            if (trains) dgate_up[(g * rows + row) * ffn.in_features + i] += half[part] * static_cast<Sum>(x[i]);
+            if (trains) dgate_up[(own * rows + row) * ffn.in_features + i] += half[part] * static_cast<Sum>(x[i]);
           }
         }
       }
@@ -88,8 +89,9 @@ void expert_ffn_backward_reference(const ExpertFfn<T>& ffn, const T* dy, const T
     }
   }
   for (int64_t i = 0; gradients.x && i < ffn.num_items * ffn.in_features; ++i) gradients.x[i] = T(dx[i]);
-  detail::store_expert_linear(gradients.gate_up, dgate_up, dgate_up_bias, ffn.num_experts, rows, ffn.in_features);
-  detail::store_expert_linear(gradients.down, ddown, ddown_bias, ffn.num_experts, ffn.out_features, ffn.intermediate);
+  const int64_t stored = ffn.shared ? 1 : ffn.num_experts;
+  detail::store_expert_linear(gradients.gate_up, dgate_up, dgate_up_bias, stored, rows, ffn.in_features);
+  detail::store_expert_linear(gradients.down, ddown, ddown_bias, stored, ffn.out_features, ffn.intermediate);
 }
 
 }  // namespace anabranch

@@ -47,9 +47,9 @@ void hidden_backward(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunk
       return;
     }
     const auto scratch = Scratch<Sum>::of_this_thread(ffn_tile_rows * hidden_tile_columns);
-    const GemmOperand<T> a{dy, ffn.out_features, 1, ffn.item_ids + chunk.begin};
-    const GemmOperand<T> b{ffn.down.weight + chunk.group * ffn.down.expert_stride + first * ffn.down.in_stride,
-                           ffn.down.in_stride, ffn.down.out_stride};
+    const GemmOperand<T> a = entry_rows(ffn, dy, ffn.out_features, chunk.begin);
+    const T* const weight = ffn.down.weight + ffn.expert(chunk.group) * ffn.down.expert_stride;
+    const GemmOperand<T> b{weight + first * ffn.down.in_stride, ffn.down.in_stride, ffn.down.out_stride};
     gemm(chunk.size(), count, ffn.out_features, a, b, scratch.tile, count, false, scratch.workspace);
     for (int64_t i = 0; i < chunk.size(); ++i) {
       const int64_t e = chunk.begin + i, at = e * parts * ffn.intermediate + first;
@@ -72,28 +72,30 @@ void weights_backward(const ExpertFfn<T>& ffn, const T* dy, const accumulate_t<T
   const int64_t routed = ffn.group_offsets[ffn.num_experts], blocks = ceil_div(ffn.intermediate, hidden_tile_columns);
   parallel_tiles(ffn.num_groups(), workers_for(ffn.group_offsets[ffn.num_groups()], 64), [&](int64_t g, int) {
     for (int64_t e = ffn.group_offsets[g]; e < ffn.group_offsets[g + 1]; ++e) {
-      const T* upstream = dy + ffn.item_ids[e] * ffn.out_features;
+      const T* upstream = dy + ffn.item(e) * ffn.out_features;
       Sum sum = 0;
       if (g < ffn.num_experts) {
         for (int64_t block = 0; block < blocks; ++block) sum += partial_dots[block * routed + e];
-        if (ffn.down.bias) sum += rows.dot(ffn.out_features, ffn.down.bias + g * ffn.out_features, upstream);
+        const T* const bias = ffn.down.bias ? ffn.down.bias + ffn.expert(g) * ffn.out_features : nullptr;
+        if (bias) sum += rows.dot(ffn.out_features, bias, upstream);
       } else if (ffn.is_identity(g)) {
-        sum = rows.dot(ffn.out_features, ffn.x + ffn.item_ids[e] * ffn.in_features, upstream);
+        sum = rows.dot(ffn.out_features, ffn.x + ffn.item(e) * ffn.in_features, upstream);
       }
       dweights[e] = sum;
     }
   });
 }
 
-template <class T>
-void input_backward(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks, const T* dy, const T* dpre_activation,
-                    T* dx) {
+/// combine(sums, first, width): what becomes of the gradient of the input's columns first .. first + width.
+template <class T, class Combine>
+void input_backward(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks, const T* dpre_activation,
+                    const Combine& combine) {
   using Sum = accumulate_t<T>;
   const int64_t parts = ffn.num_parts(), routed = ffn.group_offsets[ffn.num_experts];
   const int64_t block = block_columns<Sum>(routed, ffn.in_features);
   const Temporary<Sum> block_sums(routed * block);
   Sum* const sums = block_sums.data();
-  std::vector<int32_t> features(ffn.intermediate), gate_rows(ffn.intermediate), up_rows(ffn.intermediate);
+  std::vector<int32_t> gate_rows(ffn.intermediate), up_rows(ffn.intermediate);
   for (int64_t j = 0; j < ffn.intermediate; ++j) {
     gate_rows[j] = static_cast<int32_t>(ffn.gate_up_row(0, j));
     up_rows[j] = static_cast<int32_t>(ffn.gate_up_row(1, j));
@@ -108,14 +110,14 @@ void input_backward(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks
       for (int64_t part = 0; part < parts; ++part) {
         const GemmOperand<T> a{dpre_activation + (chunk.begin * parts + part) * ffn.intermediate,
                                parts * ffn.intermediate, 1};
-        const GemmOperand<T> b{
-            ffn.gate_up.weight + chunk.group * ffn.gate_up.expert_stride + (first + column) * ffn.gate_up.in_stride,
-            ffn.gate_up.in_stride, ffn.gate_up.out_stride, nullptr, part == 0 ? gate_rows.data() : up_rows.data()};
+        const T* const weight = ffn.gate_up.weight + ffn.expert(chunk.group) * ffn.gate_up.expert_stride;
+        const GemmOperand<T> b{weight + (first + column) * ffn.gate_up.in_stride, ffn.gate_up.in_stride,
+                               ffn.gate_up.out_stride, nullptr, part == 0 ? gate_rows.data() : up_rows.data()};
         gemm(chunk.size(), count, ffn.width(chunk.group), a, b, sums + chunk.begin * width + column, width, part > 0,
              scratch.workspace);
       }
     });
-    combine_block(ffn, static_cast<const Sum*>(nullptr), sums, dy, ffn.in_features, first, width, dx);
+    combine(static_cast<const Sum*>(sums), first, width);
   }
 }
 
@@ -194,12 +196,12 @@ void bias_backward(const ExpertFfn<T>& ffn, const EntryRows<T>& entries, const a
   });
 }
 
+/// Gradients of each expert's own weights; upstream, x: the rows of dy and of the input, by entry.
 template <class T>
-void expert_weights_backward(const ExpertFfn<T>& ffn, const T* dy, const HiddenGradients<T>& hidden,
-                             const ExpertFfnGradients<T>& gradients) {
+void expert_weights_backward(const ExpertFfn<T>& ffn, const EntryRows<T>& upstream, const EntryRows<T>& x,
+                             const HiddenGradients<T>& hidden, const ExpertFfnGradients<T>& gradients) {
   using Sum = accumulate_t<T>;
   const int64_t parts = ffn.num_parts(), inner = ffn.intermediate;
-  const EntryRows<T> x{ffn.x, ffn.in_features, ffn.item_ids}, upstream{dy, ffn.out_features, ffn.item_ids};
   const auto width_of = [&](int64_t g) { return ffn.width(g); };
   if (const auto& to = gradients.down; to.weight) {
     outer_products(
@@ -248,8 +250,14 @@ void expert_ffn_backward_cpu(const ExpertFfn<T>& ffn, const T* dy, const T* pre_
   Sum* const partial_dots = dots.data();
   detail::hidden_backward(ffn, chunks, dy, pre_activation, hidden, partial_dots);
   if (gradients.weights) detail::weights_backward(ffn, dy, partial_dots, gradients.weights);
-  if (gradients.x) detail::input_backward(ffn, chunks, dy, hidden.dpre_activation, gradients.x);
-  detail::expert_weights_backward(ffn, dy, hidden, gradients);
+  if (gradients.x) {
+    detail::input_backward(ffn, chunks, hidden.dpre_activation, [&](const Sum* sums, int64_t first, int64_t width) {
+      detail::combine_block(ffn, static_cast<const Sum*>(nullptr), sums, dy, ffn.in_features, first, width,
+                            gradients.x);
+    });
+  }
+  const detail::EntryRows<T> x{ffn.x, ffn.in_features, ffn.item_ids}, upstream{dy, ffn.out_features, ffn.item_ids};
+  detail::expert_weights_backward(ffn, upstream, x, hidden, gradients);
 }
 
 }  // namespace anabranch

@@ -7,8 +7,8 @@
 //    up its entries in order. The block keeps the sums small enough to stay near the cores at any number of entries.
 //
 // Bytes: the touched experts' matrices once per chunk, x once per block of features from cache, hidden twice, sums
-// twice. At one row per expert this streams the weights; from about 100 rows the products bound it. The weights may be
-// packed beforehand (packed_experts.hpp): then they are read front to back and never rearranged.
+// twice. At one row per expert this streams the weights; from about 100 rows the products bound it. On packed weights
+// the products alone are others (expert_ffn_packed_cpu.hpp).
 #pragma once
 
 #include <algorithm>
@@ -63,6 +63,13 @@ void combine_block(const ExpertFfn<T>& ffn, const accumulate_t<T>* weights, cons
   });
 }
 
+/// Rows of a matrix that the entries from `begin` on read, `columns` elements each.
+template <class T>
+GemmOperand<T> entry_rows(const ExpertFfn<T>& ffn, const T* matrix, int64_t columns, int64_t begin) {
+  if (ffn.item_ids) return {matrix, columns, 1, ffn.item_ids + begin};
+  return {matrix + begin * columns, columns, 1};
+}
+
 /// The two products of a tile on weights as they came.
 template <class T>
 struct StridedProducts {
@@ -80,9 +87,9 @@ struct StridedProducts {
         row_ids[part * count + j] = static_cast<int32_t>(ffn.gate_up_row(part, first + j));
       }
     }
-    const GemmOperand<T> a{ffn.x, ffn.in_features, 1, ffn.item_ids + chunk.begin};
-    const GemmOperand<T> b{ffn.gate_up.weight + chunk.group * ffn.gate_up.expert_stride, ffn.gate_up.out_stride,
-                           ffn.gate_up.in_stride, row_ids};
+    const GemmOperand<T> a = entry_rows(ffn, ffn.x, ffn.in_features, chunk.begin);
+    const GemmOperand<T> b{ffn.gate_up.weight + ffn.expert(chunk.group) * ffn.gate_up.expert_stride,
+                           ffn.gate_up.out_stride, ffn.gate_up.in_stride, row_ids};
     gemm(chunk.size(), parts * count, ffn.in_features, a, b, scratch.tile, parts * count, false, scratch.workspace);
     return count;
   }
@@ -93,55 +100,9 @@ struct StridedProducts {
     const RowChunk& chunk = tile.chunk;
     const int64_t column = tile.block * ffn_tile_columns;
     const GemmOperand<T> a{hidden + chunk.begin * ffn.intermediate, ffn.intermediate, 1};
-    const GemmOperand<T> b{ffn.down.weight + chunk.group * ffn.down.expert_stride + column * ffn.down.out_stride,
-                           ffn.down.out_stride, ffn.down.in_stride};
+    const T* const weight = ffn.down.weight + ffn.expert(chunk.group) * ffn.down.expert_stride;
+    const GemmOperand<T> b{weight + column * ffn.down.out_stride, ffn.down.out_stride, ffn.down.in_stride};
     gemm(chunk.size(), count, ffn.width(chunk.group), a, b, out, out_stride, false, workspace);
-  }
-};
-
-/// The same on packed weights; a narrow expert's whole block of features is multiplied.
-template <class T, class Stored>
-struct PackedProducts {
-  using Sum = accumulate_t<T>;
-  const ExpertFfn<T>& ffn;
-  const PackedExperts<T, Stored>& packed;
-  PackedLinearShape gate_up_shape = packed_gate_up_shape(ffn.num_parts(), ffn.intermediate, ffn.in_features);
-  PackedLinearShape down_shape = packed_down_shape(ffn.out_features, ffn.intermediate);
-  PackedGemmKernels<T, Stored> kernels = packed_gemm_kernels<T, Stored>(packed.isa);
-  RowKernels<T> rows = row_kernels<T>();
-
-  const Stored* gate_up_block(const TilePlace& tile) const {
-    return packed.gate_up + tile.chunk.group * gate_up_shape.expert_elements() + gate_up_shape.block_offset(tile.block);
-  }
-  const Stored* down_block(const TilePlace& tile) const {
-    return packed.down + tile.chunk.group * down_shape.expert_elements() + down_shape.block_offset(tile.block);
-  }
-
-  int64_t gate_up(const TilePlace& tile, const TilePlace& next, int64_t, const Scratch<Sum>& scratch) const {
-    const RowChunk& chunk = tile.chunk;
-    const int64_t parts = ffn.num_parts(), first = tile.block * ffn_tile_features;
-    const int64_t features = gate_up_shape.block_features(tile.block), columns = parts * features;
-    const GemmOperand<T> a{ffn.x, ffn.in_features, 1, ffn.item_ids + chunk.begin};
-    kernels.multiply({chunk.size(), columns, ffn.in_features, a, gate_up_block(tile), ffn.in_features, scratch.tile,
-                      columns, scratch.workspace, gate_up_block(next)});
-    for (int64_t i = 0; packed.gate_up_scales && i < chunk.size() * parts; ++i) {
-      const int64_t part = i % parts;
-      rows.scale(features, packed.gate_up_scales + (chunk.group * parts + part) * ffn.intermediate + first,
-                 scratch.tile + i * features);
-    }
-    return features;
-  }
-
-  void down(const TilePlace& tile, const TilePlace& next, int64_t count, const T* hidden, Sum* out, int64_t out_stride,
-            void* workspace) const {
-    const RowChunk& chunk = tile.chunk;
-    const GemmOperand<T> a{hidden + chunk.begin * ffn.intermediate, ffn.intermediate, 1};
-    kernels.multiply({chunk.size(), count, ffn.width(chunk.group), a, down_block(tile), ffn.intermediate, out,
-                      out_stride, workspace, down_block(next)});
-    for (int64_t i = 0; packed.down_scales && i < chunk.size(); ++i) {
-      rows.scale(count, packed.down_scales + chunk.group * ffn.out_features + tile.block * ffn_tile_columns,
-                 out + i * out_stride);
-    }
   }
 };
 
@@ -162,7 +123,7 @@ void gate_up_and_activate(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& 
     if (count <= 0) return;
     const auto scratch = Scratch<Sum>::of_this_thread(ffn_tile_rows * ffn_tile_columns);
     const int64_t features = products.gate_up(place(tile), place(std::min(tile + 1, tiles - 1)), count, scratch);
-    const T* bias = ffn.gate_up.bias ? ffn.gate_up.bias + chunk.group * parts * ffn.intermediate : nullptr;
+    const T* bias = ffn.gate_up.bias ? ffn.gate_up.bias + ffn.expert(chunk.group) * parts * ffn.intermediate : nullptr;
     for (int64_t i = 0; i < chunk.size(); ++i) {
       Sum* gate = scratch.tile + i * parts * features;
       const int64_t e = chunk.begin + i;
@@ -177,9 +138,10 @@ void gate_up_and_activate(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& 
   });
 }
 
-template <class T, class Products>
+/// combine(sums, first, width): what becomes of the output features first .. first + width of all entries.
+template <class T, class Products, class Combine>
 void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chunks, const Products& products,
-                      const T* hidden, T* y) {
+                      const T* hidden, const Combine& combine) {
   using Sum = accumulate_t<T>;
   const auto rows = row_kernels<T>();
   const int64_t routed = ffn.group_offsets[ffn.num_experts];
@@ -201,19 +163,28 @@ void down_and_combine(const ExpertFfn<T>& ffn, const std::vector<RowChunk>& chun
       Sum* const out = sums + chunk.begin * width + column;
       products.down(place(tile), place(std::min(tile + 1, tiles - 1)), count, hidden, out, width, scratch.workspace);
       for (int64_t i = 0; ffn.down.bias && i < chunk.size(); ++i) {
-        rows.add(count, Sum(1), ffn.down.bias + chunk.group * ffn.out_features + first + column, out + i * width);
+        const T* const bias = ffn.down.bias + ffn.expert(chunk.group) * ffn.out_features;
+        rows.add(count, Sum(1), bias + first + column, out + i * width);
       }
     });
-    combine_block(ffn, ffn.weights, sums, ffn.x, ffn.out_features, first, width, y);
+    combine(static_cast<const Sum*>(sums), first, width);
   }
 }
 
-template <class T, class Products>
-void expert_ffn_forward(const ExpertFfn<T>& ffn, const Products& products, T* y, T* pre_activation) {
+template <class T, class Products, class Combine>
+void expert_ffn_forward(const ExpertFfn<T>& ffn, const Products& products, T* pre_activation, const Combine& combine) {
   const auto chunks = row_chunks(ffn.group_offsets, ffn.num_experts, ffn_tile_rows);
   const Temporary<T> hidden(ffn.group_offsets[ffn.num_experts] * ffn.intermediate);
   gate_up_and_activate(ffn, chunks, products, hidden.data(), pre_activation);
-  down_and_combine(ffn, chunks, products, hidden.data(), y);
+  down_and_combine(ffn, chunks, products, hidden.data(), combine);
+}
+
+/// The combine of the expert FFN: every item adds up its entries.
+template <class T>
+auto combine_items(const ExpertFfn<T>& ffn, T* y) {
+  return [&ffn, y](const accumulate_t<T>* sums, int64_t first, int64_t width) {
+    combine_block(ffn, ffn.weights, sums, ffn.x, ffn.out_features, first, width, y);
+  };
 }
 
 }  // namespace detail
@@ -221,33 +192,7 @@ void expert_ffn_forward(const ExpertFfn<T>& ffn, const Products& products, T* y,
 /// expert_ffn_reference, up to rounding.
 template <class T>
 void expert_ffn_cpu(const ExpertFfn<T>& ffn, T* y, T* pre_activation) {
-  detail::expert_ffn_forward(ffn, detail::StridedProducts<T>{ffn}, y, pre_activation);
-}
-
-/// The same from packed weights; ffn's own are not read (its biases are).
-template <class T, class Stored>
-void expert_ffn_packed_cpu(const ExpertFfn<T>& ffn, const PackedExperts<T, Stored>& packed, T* y) {
-  detail::expert_ffn_forward(ffn, detail::PackedProducts<T, Stored>{ffn, packed}, y, static_cast<T*>(nullptr));
-}
-
-/// Packs num_experts matrices [parts * out, in]; row_of(part, j) is the row that holds feature j of a part.
-template <class T, class Stored, class RowOf>
-void pack_linear_cpu(const PackedLinearShape& shape, const ExpertLinear<const Stored>& linear, int64_t num_experts,
-                     RowOf row_of, CpuIsa isa, Stored* to) {
-  const auto kernels = packed_gemm_kernels<T, Stored>(isa);
-  const int64_t blocks = shape.num_blocks();
-  parallel_tiles(num_experts * blocks, workers_for(num_experts * blocks, 1), [&](int64_t tile, int) {
-    const int64_t g = tile / blocks, block = tile % blocks, features = shape.block_features(block);
-    std::vector<int32_t> rows(shape.parts * features);
-    for (int64_t i = 0; i < shape.parts * features; ++i) {
-      rows[i] = static_cast<int32_t>(row_of(i / features, block * shape.block + i % features));
-    }
-    Stored* const first = to + g * shape.expert_elements() + shape.block_offset(block);
-    Stored* const last = kernels.pack(
-        shape.parts * features, shape.in_features,
-        {linear.weight + g * linear.expert_stride, linear.out_stride, linear.in_stride, rows.data()}, first);
-    std::fill(last, first + shape.block_elements(block), Stored{});  // equal weights pack to equal bytes
-  });
+  detail::expert_ffn_forward(ffn, detail::StridedProducts<T>{ffn}, pre_activation, detail::combine_items(ffn, y));
 }
 
 }  // namespace anabranch

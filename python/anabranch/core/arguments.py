@@ -62,9 +62,9 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
-def call_as(op: str, kernel: Callable[..., Any], *arguments: Any) -> Any:
-    """`kernel(*arguments)`; a ValueError begins with `op`, the function that was called, not with a part of it."""
+def call_as(op: str, kernel: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+    """`kernel(*arguments, **keywords)`; a ValueError begins with `op`, the function called, not with a part of it."""
     try:
-        return kernel(*arguments)
+        return kernel(*arguments, **keywords)
     except ValueError as error:
         raise ValueError(re.sub(r"^[a-z_]+(?=: )", op, str(error))) from None

@@ -36,29 +36,41 @@ class Cost:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One recorded op call. The counts stay tensors on the plan's device until someone asks for them."""
+    """One recorded op call. The counts stay tensors on the plan's device until someone asks for them.
+
+    Attributes:
+        group_offsets: int32; rows of group g are `group_offsets[g] .. group_offsets[g + 1]`.
+        groups: the groups that multiply.
+        dense_rows: rows without a plan.
+        flops_per_row, bytes_per_group: of each of `groups`, or one number for all. Where groups share one matrix, the
+            bytes of the first group that has rows are all that is read.
+    """
 
     op: str
     module: str
-    executed_rows: Tensor
-    dense_rows: int
-    flops_per_row: int
     group_offsets: Tensor
-    bytes_per_group: int
+    groups: range
+    dense_rows: int
+    flops_per_row: int | tuple[int, ...]
+    bytes_per_group: int | tuple[int, ...]
+    shared: bool
 
     def cost(self) -> Cost:
         """Reads the counts: on a GPU this waits for the stream."""
-        rows = int(self.executed_rows)
-        num_groups = self.group_offsets.shape[0] - 1
-        touched = int((self.group_offsets.diff() > 0).sum())
+        sizes = self.group_offsets[self.groups.start : self.groups.stop + 1].diff().tolist()
+        flops, nbytes = (
+            [number] * len(self.groups) if isinstance(number, int) else list(number)
+            for number in (self.flops_per_row, self.bytes_per_group)
+        )
+        touched = [number for number, size in zip(nbytes, sizes, strict=True) if size > 0]
         return Cost(
             calls=1,
-            executed_rows=rows,
+            executed_rows=sum(sizes),
             dense_rows=self.dense_rows,
-            executed_flops=rows * self.flops_per_row,
-            dense_flops=self.dense_rows * self.flops_per_row,
-            executed_bytes=touched * self.bytes_per_group,
-            dense_bytes=num_groups * self.bytes_per_group,
+            executed_flops=sum(number * size for number, size in zip(flops, sizes, strict=True)),
+            dense_flops=self.dense_rows * max(flops, default=0),
+            executed_bytes=max(touched, default=0) if self.shared else sum(touched),
+            dense_bytes=max(nbytes, default=0) if self.shared else sum(nbytes),
         )
 
 
@@ -66,9 +78,11 @@ class CostMeter:
     """Counts executed and dense rows, FLOPs and weight bytes of the calls made while it is active.
 
     Counted is what multiplies by weights: `expert_ffn`, `grouped_lora`, `PackedExperts` and `grouped_mm`, and with them
-    `DynamicMoE` and the transformers integration. `gather`, `scatter_add`, `segment_reduce` and the builders of plans
-    are not: they move rows and read no weights. `grouped_mm` knows its rows and not where they came from, so its dense
-    work is every row of x, ones that a `gather` repeated too, times every matrix.
+    `DynamicMoE` and the transformers integration; `gated_ffn`, `prefix_ffn`, `PackedFfn` (the rows that run, and, in a
+    call of its own, rows that skip into a branch with weights) and `lowrank_residual`. `gather`, `scatter_add`,
+    `segment_reduce` and the builders of plans are not: they move rows and read no weights. `grouped_mm` knows its rows
+    and not where they came from, so its dense work is every row of x, ones that a `gather` repeated too, times every
+    matrix.
 
     Give it a model to name the modules that made the calls::
 
@@ -130,17 +144,18 @@ class CostMeter:
 def record(
     op: str,
     *,
-    dense_rows: int,
-    flops_per_row: int,
     group_offsets: Tensor,
-    num_groups: int,
-    bytes_per_group: int,
+    groups: range,
+    dense_rows: int,
+    flops_per_row: int | tuple[int, ...],
+    bytes_per_group: int | tuple[int, ...],
+    shared: bool = False,
 ) -> None:
-    """Tells every active meter of one call over the first `num_groups` groups. Called by ops; costs nothing where no
-    meter is active."""
-    if torch.compiler.is_compiling():
+    """Tells every active meter of one call; the arguments are `Call`'s. Called by ops; costs nothing where no meter is
+    active."""
+    if not CostMeter._active or torch.compiler.is_compiling():
         return
     for meter in CostMeter._active:
         module = meter._stack[-1] if meter._stack else ""
-        offsets = group_offsets.detach()[: num_groups + 1]
-        meter.recorded.append(Call(op, module, offsets[-1], dense_rows, flops_per_row, offsets, bytes_per_group))
+        offsets = group_offsets.detach()
+        meter.recorded.append(Call(op, module, offsets, groups, dense_rows, flops_per_row, bytes_per_group, shared))

@@ -170,7 +170,7 @@ def record_cost(op: str, plan: Plan, num_experts: int, weights_per_expert: int, 
         dense_rows=plan.num_items * num_experts,
         flops_per_row=2 * weights_per_expert,
         group_offsets=plan.group_offsets,
-        num_groups=num_experts,
+        groups=range(num_experts),
         bytes_per_group=weights_per_expert * element_size,
     )
 

@@ -62,7 +62,7 @@ def _grouped_mm(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None, dens
         dense_rows=x.shape[0] * num_groups if dense_rows is None else dense_rows,
         flops_per_row=2 * k * n,
         group_offsets=offsets,
-        num_groups=num_groups,
+        groups=range(num_groups),
         bytes_per_group=k * n * element_size,
     )
     return out

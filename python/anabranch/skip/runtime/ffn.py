@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from anabranch.core.library import ops
 from anabranch.experts.packed_cache import PackedCache, _identity
-from anabranch.skip.gated_ffn import Norm, PackedFfn, gated_ffn, pack_ffn, prefix_ffn
+from anabranch.skip.gated_ffn import gated_ffn, prefix_ffn
+from anabranch.skip.norm import Norm
+from anabranch.skip.packed import PackedFfn, pack_ffn
 from anabranch.skip.policy import Keep, Width
 from anabranch.skip.runtime.decoder import LayerShape, is_linear
 

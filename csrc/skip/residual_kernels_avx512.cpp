@@ -1,0 +1,5 @@
+#include "anabranch/skip/residual_kernels_cpu.hpp"
+
+namespace anabranch {
+ANABRANCH_RESIDUAL_KERNELS(CpuIsa::avx512, )
+}  // namespace anabranch

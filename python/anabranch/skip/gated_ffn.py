@@ -1,0 +1,266 @@
+"""`gated_ffn` and `prefix_ffn`: the feed-forward block for the rows that run it, as wide as each row asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anabranch.core.arguments import call_as, check_floating, check_same_device
+from anabranch.core.library import ops
+from anabranch.experts.expert_ffn import Activation, accumulate_dtype, compute_dtype
+from anabranch.skip.arguments import (
+    activation_index,
+    decisions_of,
+    nothing_runs,
+    otherwise_arguments,
+    record_gated_ffn,
+    row_gate,
+)
+from anabranch.skip.norm import Norm, norm_arguments
+from anabranch.skip.otherwise import Otherwise
+
+Matrices = Tensor | tuple[Tensor, Tensor]
+
+
+def gated_ffn(
+    x: Tensor,
+    keep: Tensor,
+    gate_up_proj: Matrices,
+    down_proj: Tensor,
+    *,
+    gate: Tensor | None = None,
+    norm: Norm | None = None,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    activation: Activation = "silu",
+    gated: bool = True,
+    residual_scale: float = 1.0,
+    otherwise: Otherwise | None = None,
+    capacity: int | None = None,
+    return_cosine: bool = False,
+) -> Any:
+    """A residual feed-forward block for the rows that are kept: `y = x + s * g * FFN(norm(x))`, else the else-branch.
+
+    `FFN(n) = down @ (act(gate @ n) * (up @ n))`, or `down @ act(gate @ n)` without `gated`. One op compacts the rows,
+    normalises, multiplies and adds to the residual; it costs what is kept.
+
+    Args:
+        x: `[..., H]`, float32, float64, bfloat16 or float16: the residual stream.
+        keep: bool `[...]`, true where the FFN runs.
+        gate_up_proj: `[2I, H]`, gate rows first; `[I, H]` if not `gated`; or a pair of `[I, H]` matrices, gate and up,
+            which are concatenated in every call (`pack_ffn` does it once).
+        down_proj: `[H, I]`. It, the biases, the norm's and the else-branch's tensors have the dtype of gate_up_proj.
+        gate: floating `[...]` or None: multiplies the FFN of kept rows.
+        norm: of the FFN's input, or None.
+        gate_up_bias: `[2I]` (`[I]`); down_bias: `[H]`, or None.
+        activation: of the gate, as `expert_ffn`.
+        residual_scale: s.
+        otherwise: what the other rows get; None: x itself.
+        capacity: the most rows that may be kept; default all. What training saves is sized by it.
+        return_cosine: also return cos(x, y), for the next layer's decision.
+
+    Returns:
+        y, `[..., H]` in the dtype of x; or (y, cosine), cosine `[...]` in float32 (float64 for float64): cos(x, y) of
+        kept rows and 1 for the others, without gradient.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit; more kept rows than `capacity` (CPU; on a GPU the last
+            ones are treated as not kept).
+
+    Gradient:
+        To x, all weights of both branches, and `gate`: `dgate = s * <dy, FFN(norm(x))>` for kept rows, 0 for the
+        others. `keep` has none. So a hard gate learns from kept rows alone; a straight-through gate that shall learn
+        from skipped rows too needs their FFN: pass all rows as kept and `gate = hard + soft - soft.detach()`, at the
+        dense price. A soft gate (`gate = probability`) learns from kept rows. Not differentiable twice.
+
+    Cost:
+        6*M*H*I FLOPs for M kept rows, twice that backward; bytes of the weights once, and of x and y. Nothing kept: one
+        copy of x. No host read: the result has the shape of x, so it captures in a CUDA graph. If x is not in the
+        weights' dtype (a float32 stream around bfloat16 weights, or under autocast) the block is computed in theirs and
+        added to x in its own.
+    """
+    op = "gated_ffn"
+    inner = down_proj.shape[-1] if down_proj.dim() == 2 else 0
+    if nothing_runs(x, keep, down_proj.shape[0] if down_proj.dim() == 2 else 0, otherwise):
+        y = x.clone(memory_format=torch.contiguous_format)
+        return (y, y.new_ones(keep.shape, dtype=accumulate_dtype(x.dtype))) if return_cosine else y
+    return run_gated_ffn(
+        op, x, keep, gate_up_proj, down_proj, (0, inner), gate, norm, gate_up_bias, down_bias, activation, gated,
+        residual_scale, otherwise, capacity, return_cosine,
+    )  # fmt: skip
+
+
+def prefix_ffn(
+    x: Tensor,
+    width_index: Tensor,
+    gate_up_proj: Matrices,
+    down_proj: Tensor,
+    widths: tuple[int, ...],
+    *,
+    gate: Tensor | None = None,
+    norm: Norm | None = None,
+    gate_up_bias: Tensor | None = None,
+    down_bias: Tensor | None = None,
+    activation: Activation = "silu",
+    gated: bool = True,
+    residual_scale: float = 1.0,
+    otherwise: Otherwise | None = None,
+    capacity: int | None = None,
+    return_cosine: bool = False,
+) -> Any:
+    """`gated_ffn` whose rows choose a width: row t uses the first `widths[width_index[t]]` intermediate features.
+
+    Args:
+        width_index: int64 `[...]` as x's rows, or `[B]` for all rows of each sample `x[b]`.
+        widths: at most 16 ascending numbers up to I; 0, if it is there, skips: those rows get the else-branch.
+        Others: as `gated_ffn`; a down_bias is added whatever the width.
+
+    Returns:
+        As `gated_ffn`, whose gradient story holds too; the choice of a width has no gradient.
+
+    Raises:
+        ValueError: as `gated_ffn`; an index outside widths (CPU; on a GPU such rows skip).
+
+    Cost:
+        6*H*w FLOPs for a row of width w, and nothing beyond it. Rows are sorted by width, and each width reads its
+        prefix of the weights: with few rows, that is the sum of the widths in use.
+    """
+    return run_gated_ffn(
+        "prefix_ffn", x, width_index, gate_up_proj, down_proj, tuple(widths), gate, norm, gate_up_bias, down_bias,
+        activation, gated, residual_scale, otherwise, capacity, return_cosine,
+    )  # fmt: skip
+
+
+def run_gated_ffn(
+    op: str,
+    x: Tensor,
+    choice: Tensor,
+    gate_up_proj: Matrices,
+    down_proj: Tensor,
+    widths: tuple[int, ...],
+    gate: Tensor | None,
+    norm: Norm | None,
+    gate_up_bias: Tensor | None,
+    down_bias: Tensor | None,
+    activation: Activation,
+    gated: bool,
+    residual_scale: float,
+    otherwise: Otherwise | None,
+    capacity: int | None,
+    return_cosine: bool,
+) -> Any:
+    """Both functions in the name of `op`, checked as far as Python checks."""
+    check_floating(op, x=x, gate=gate)
+    choices = decisions_of(op, x, choice, widths)
+    if isinstance(gate_up_proj, tuple):
+        check_same_device(op, "x", x, gate_proj=gate_up_proj[0], up_proj=gate_up_proj[1])
+        gate_up_proj = torch.cat(gate_up_proj)
+    check_floating(op, gate_up_proj=gate_up_proj, down_proj=down_proj)
+    check_same_device(op, "x", x, gate_up_proj=gate_up_proj, down_proj=down_proj)
+    dtype = compute_dtype(x, gate_up_proj)
+    norm_weight, norm_bias, norm_kind, eps = norm_arguments(op, norm)
+    mixed = x.dtype != dtype  # the block is computed by itself and added in the dtype of x
+    branch = otherwise_arguments(op, x, otherwise, has_norm=norm_kind > 0, mixed=mixed)
+    rows = x.reshape(-1, x.shape[-1])
+    cast = [
+        None if tensor is None else tensor.to(dtype)
+        for tensor in (rows, norm_weight, norm_bias, gate_up_proj, gate_up_bias, down_proj, down_bias, *branch.tensors)
+    ]
+    tensors = (cast[0], choices, row_gate(op, x, gate, dtype), *cast[1:])
+    arguments = (
+        *tensors,
+        widths,
+        -1 if capacity is None else capacity,
+        norm_kind,
+        eps,
+        activation_index(op, activation),
+        gated,
+        residual_scale,
+        not mixed,
+        branch.adds_x and not mixed,
+        *branch.options,
+        return_cosine and not mixed,
+    )
+    needs_grad = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    outputs = call_as(op, ops.gated_ffn if needs_grad else ops.gated_ffn_inference, *arguments)
+    y, cosine, row_offsets = outputs[:3]
+    record_gated_ffn(op, row_offsets, rows.shape, widths, gate_up_proj, down_proj, branch)
+    if mixed:
+        y = rows + y.to(x.dtype)
+        if return_cosine:
+            runs = choices if choices.dtype == torch.bool else choices > (0 if widths[0] == 0 else -1)
+            cosine = torch.where(runs, F.cosine_similarity(rows.detach().float(), y.detach().float(), dim=-1), 1.0)
+    y = y.view(x.shape)
+    return (y, cosine.view(x.shape[:-1])) if return_cosine else y
+
+
+_NUM_ARGUMENTS = 26
+# x, gate, norm_weight, norm_bias, gate_up_proj, gate_up_bias, down_proj, down_bias, base, other_gate_up, other_down
+_DIFFERENTIABLE = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11)
+_NUM_TENSORS = 12
+
+
+def _fake_first(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    x, widths, cosine = arguments[0], arguments[12], arguments[25]
+    groups = len(widths) - (widths[0] == 0)
+    cosines = x.new_empty(x.shape[0] if cosine else 0, dtype=accumulate_dtype(x.dtype))
+    return x.new_empty(x.shape), cosines, x.new_empty(groups + 2, dtype=torch.int32)
+
+
+@torch.library.register_fake("anabranch::gated_ffn_inference")
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake_first(arguments)
+
+
+@torch.library.register_fake("anabranch::gated_ffn")
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    x, gate_up_proj, other_gate_up, capacity = (arguments[i] for i in (0, 5, 10, 13))
+    item_ids = x.new_empty(x.shape[0], dtype=torch.int32)
+    saved = x.new_empty(x.shape[0] if capacity == -1 else capacity, gate_up_proj.shape[0])
+    other = x.new_empty(0, 0) if other_gate_up is None else x.new_empty(x.shape[0], other_gate_up.shape[0])
+    return (*_fake_first(arguments), item_ids, saved, other)
+
+
+@torch.library.register_fake("anabranch::gated_ffn_backward")
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, wanted = arguments[5:], arguments[-1]
+    x = inputs[0]
+    gate_up_proj, down_proj = inputs[5], inputs[7]
+    shapes = {2: (x.shape[0],), 3: (x.shape[1],), 4: (x.shape[1],), 6: gate_up_proj.shape[:1], 8: down_proj.shape[:1]}
+    results = []
+    for bit, position in enumerate(_DIFFERENTIABLE):
+        shape = (0,)
+        if wanted >> bit & 1:
+            shape = shapes[position] if position in shapes else inputs[position].shape
+        results.append(x.new_empty(shape, dtype=accumulate_dtype(x.dtype) if position == 2 else x.dtype))
+    return tuple(results)
+
+
+def _save_gated_ffn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.options = inputs[_NUM_TENSORS:-1]  # all but `cosine`
+    ctx.save_for_backward(*output[2:], *inputs[:_NUM_TENSORS])
+
+
+def _gated_ffn_backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients: list[Tensor | None] = [None] * _NUM_ARGUMENTS
+    if dy is None:
+        return tuple(gradients)
+    wanted = sum(ctx.needs_input_grad[position] << bit for bit, position in enumerate(_DIFFERENTIABLE))
+    computed = ops.gated_ffn_backward(dy, *ctx.saved_tensors, *ctx.options, wanted)
+    for bit, position in enumerate(_DIFFERENTIABLE):
+        if ctx.needs_input_grad[position]:
+            gradients[position] = computed[bit]
+    return tuple(gradients)
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
+    raise NotImplementedError("gated_ffn: it is differentiable once; compose torch's ops for higher derivatives")
+
+
+torch.library.register_autograd("anabranch::gated_ffn", _gated_ffn_backward, setup_context=_save_gated_ffn)
+torch.library.register_autograd("anabranch::gated_ffn_backward", _no_double_backward)

@@ -114,7 +114,9 @@ class Sequences(Policy):
 
     scope = "layer"
 
-    def __init__(self, table: list[list[int]], rule: KeyValueRule = KeyValueRule.COMPUTE, revives: bool = False) -> None:
+    def __init__(
+        self, table: list[list[int]], rule: KeyValueRule = KeyValueRule.COMPUTE, revives: bool = False
+    ) -> None:
         super().__init__()
         self.table, self.key_value_rule, self.revives = table, rule, revives
         self.repeats = any(2 in row for row in table)

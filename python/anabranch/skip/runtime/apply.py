@@ -31,8 +31,9 @@ def apply(model: nn.Module, policy: Policy, *, key_values: KeyValueRule | None =
         model: or any module that holds exactly one stack of decoder layers.
         policy: see `anabranch.skip.Policy`.
         key_values: what the cache gets from layers that are skipped whole; None: `policy.key_value_rule`.
-        pack: whether FFNs that run for a part of the tokens, without gradient on the CPU, use packed weights. Costs
-            memory for a second copy of the FFNs' weights, and time in the first such call.
+        pack: whether FFNs that run for a part of the tokens keep a second copy of their weights for calls without
+            gradient: packed on the CPU; on a GPU gate and up in one, where the model has them apart. Without it each
+            call puts these two together. It is made in the first such call, and again when the weights have changed.
 
     Raises:
         ImportError: transformers is missing or older than 5.23.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from anabranch.skip.policy import Action, Keep, KeyValueRule, Layer
-from anabranch.skip.runtime.branches import rows_of as branch_rows
 from anabranch.skip.runtime.branches import gated, skipped_output, where_rows
+from anabranch.skip.runtime.branches import rows_of as branch_rows
 from anabranch.skip.runtime.cache_layer import alias, gives_lengths, second_slot
 from anabranch.skip.runtime.key_values import CacheView, key_values, rows_of, write_nothing
 from anabranch.skip.runtime.stream import Stream
@@ -129,7 +129,6 @@ class Depth:
         forward, cache = self.forward, arguments.get(self.forward.shape.cache_name)
         index, tokens = forward.index, x.shape[1]
         run, twice = action != Action.SKIP, action == Action.REPEAT
-        self._check_allowed(True, repeats=False)
         repeats = forward.shared.policy.repeats
         self._count(run, twice if repeats else None, tokens)
         y = self._gated(x, self._masked(arguments, stream, index, tokens), run)

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from anabranch.core.library import ops
-from anabranch.experts.packed_cache import PackedCache, _identity
+from anabranch.experts.packed_cache import _identity
 from anabranch.skip.gated_ffn import gated_ffn, prefix_ffn
 from anabranch.skip.norm import Norm
-from anabranch.skip.packed import PackedFfn, pack_ffn
+from anabranch.skip.packed import pack_ffn
 from anabranch.skip.policy import Keep, Width
 from anabranch.skip.runtime.decoder import LayerShape, is_linear
 
-_packed_applies = PackedCache(None).applies
+
+def _is_inference(device: str) -> bool:
+    """Whether a copy of the weights may stand for them: no gradient, no cast, no trace."""
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled(device) or torch.compiler.is_compiling())
 
 
-class PackedFfnCache:
-    """One FFN's packed weights, made in the first call that wants them and again when the weights have changed.
+class WeightCache:
+    """What one FFN's weights were made into, in the first call that wants it and again when the weights have changed.
 
-    A pickle or a copy of it is empty: the packed order is this machine's, and the copy's weights are others.
+    A pickle or a copy of it is empty: a packed order is this machine's, and the copy's weights are others.
     """
 
     def __init__(self) -> None:
-        self.packed: PackedFfn | None = None
+        self.made: Any = None
         self._made_from: tuple[Any, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PackedFfnCache, ()
+        return WeightCache, ()
 
-    def get(self, tensors: tuple[Tensor | None, ...], make: Any) -> PackedFfn:
+    def get(self, tensors: tuple[Tensor | None, ...], make: Callable[[], Any]) -> Any:
         """`make()`, from the last call where none of the tensors has changed since."""
         state = (*(None if tensor is None else _identity(tensor) for tensor in tensors), ops.cpu_isa())
-        if self.packed is None or state != self._made_from:
-            self.packed = None  # frees the old copy before the new one is made
-            self.packed = make()
+        if self.made is None or state != self._made_from:
+            self.made = None  # frees the old copy before the new one is made
+            self.made = make()
             self._made_from = state
-        return self.packed
+        return self.made
 
 
 class LayerFfn:
@@ -46,13 +50,13 @@ class LayerFfn:
 
     Attributes:
         layer: the decoder layer; its weights are read in each call.
-        packs: whether calls without gradient on the CPU run on packed weights.
+        cache: of packed weights (CPU) or the two concatenated (GPU), for calls without gradient; None without.
     """
 
     def __init__(self, layer: Any, shape: LayerShape, packs: bool) -> None:
         self.layer = layer
         self.shape = shape
-        self.cache = PackedFfnCache() if packs else None
+        self.cache = WeightCache() if packs else None
 
     def dense(self, x: Tensor) -> Tensor:
         """As the layer's own forward has it, bit for bit; x `[B, S, H]`."""
@@ -68,22 +72,24 @@ class LayerFfn:
             "otherwise": decision.otherwise,
             "return_cosine": cosine,
         }
-        if isinstance(decision, Keep):
-            options["capacity"] = decision.capacity
         gate_up, down, gate_up_bias, down_bias = self._weights()
-        first = gate_up if isinstance(gate_up, Tensor) else gate_up[0]
-        biases = {"gate_up_bias": gate_up_bias, "down_bias": down_bias}
-        if self.cache is not None and _packed_applies(first):
-            parts = (gate_up,) if isinstance(gate_up, Tensor) else gate_up
-            packed = self.cache.get((*parts, down, *self._biases()), lambda: pack_ffn(gate_up, down, **biases))
+        biases: dict[str, Any] = {"gate_up_bias": gate_up_bias, "down_bias": down_bias}
+        parts = gate_up if isinstance(gate_up, tuple) else (gate_up,)
+        if self.cache is not None and down.device.type == "cpu" and _is_inference("cpu"):
+            sources = (*parts, down, *self._biases())
+            packed = self.cache.get(sources, lambda: pack_ffn(gate_up, down, **biases))
             if isinstance(decision, Width):
                 result = packed.prefix(x, decision.index, decision.widths, **options)
             else:
                 result = packed(x, decision.mask, **options)
-        elif isinstance(decision, Width):
-            result = prefix_ffn(x, decision.index, gate_up, down, decision.widths, **biases, **options)
+            return result if cosine else (result, None)
+        if self.cache is not None and len(parts) == 2 and down.device.type != "cpu" and _is_inference(down.device.type):
+            gate_up = self.cache.get(parts, lambda: torch.cat([part.detach() for part in parts]))
+        options.update(biases)
+        if isinstance(decision, Width):
+            result = prefix_ffn(x, decision.index, gate_up, down, decision.widths, **options)
         else:
-            result = gated_ffn(x, decision.mask, gate_up, down, **biases, **options)
+            result = gated_ffn(x, decision.mask, gate_up, down, capacity=decision.capacity, **options)
         return result if cosine else (result, None)
 
     def bytes(self) -> int:

@@ -18,8 +18,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m anabranch", description=anabranch.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="what this installation has")
-    demo = commands.add_parser("demo", help="train a dense, a top-2 and a dynamic byte-level language model")
-    demo.add_argument("--minutes", type=float, default=2.0, help="time for all three variants (default 2)")
+    demo = commands.add_parser("demo", help="train byte-level language models on real text and compare them")
+    demo.add_argument(
+        "--job",
+        choices=["experts", "skip"],
+        default="experts",
+        help="experts: a dense, a top-2 and a dynamic model; skip: speed and quality of one model under policies that "
+        "skip its layers or FFNs, needs transformers (default experts)",
+    )
+    demo.add_argument("--minutes", type=float, default=2.0, help="time for the whole job (default 2)")
     demo.add_argument("--text", type=Path, help="a text file; default: the Python standard library's sources")
     demo.add_argument("--out", type=Path, default=Path("report.html"), help="default report.html")
     demo.add_argument("--seed", type=int, default=0)
@@ -43,14 +50,30 @@ def main(arguments: list[str]) -> int:
         return info()
     if options.command == "bench":
         return _bench(bench, options)
-    if not 0 < options.minutes < float("inf"):
-        demo.error(f"--minutes is {options.minutes}, must be positive")
-    from anabranch.cli.demo import run
+    return _demo(demo, options)
 
+
+def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if not 0 < options.minutes < float("inf"):
+        parser.error(f"--minutes is {options.minutes}, must be positive")
+    if not options.out.parent.is_dir():
+        parser.error(f"{options.out.parent} is no folder to write {options.out.name} into; make it first")
     try:
+        if options.job == "skip":
+            return _demo_skip(options)
+        from anabranch.cli.demo import run
+
         return run(options.minutes, options.text, options.out, options.seed)
-    except (OSError, ValueError) as error:
-        demo.error(str(error))
+    except (ImportError, OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _demo_skip(options: argparse.Namespace) -> int:
+    try:
+        from anabranch.cli.demo_skip import run
+    except ImportError as error:
+        raise ImportError(f"--job skip needs transformers: pip install 'transformers>=5.23' ({error})") from error
+    return run(options.minutes, options.text, options.out, options.seed)
 
 
 def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

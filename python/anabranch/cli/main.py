@@ -32,11 +32,19 @@ def main(arguments: list[str]) -> int:
     demo.add_argument("--seed", type=int, default=0)
     bench = commands.add_parser("bench", help="time the kernels beside their peers and the machine's limit")
     bench.add_argument(
-        "room", nargs="?", choices=["experts"], default="experts", help="whose kernels (default experts)"
+        "room", nargs="?", choices=["experts", "skip"], default="experts", help="whose kernels (default experts)"
     )
-    bench.add_argument("--mode", nargs="+", choices=["forward", "variable_k", "training"], help="default: all")
     bench.add_argument(
-        "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16, and float32 forward on the CPU"
+        "--mode",
+        nargs="+",
+        help="experts: forward, variable_k, training; skip: forward, skipped, width, "
+        "lowrank, training; default: all of the room's",
+    )
+    bench.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=["bfloat16", "float32"],
+        help="default: bfloat16, and float32 where a mode has it on the CPU",
     )
     bench.add_argument("--tokens", nargs="+", type=int, help="default: several numbers for each mode")
     bench.add_argument("--threads", nargs="+", type=int, help="default: one, then all; on a GPU as torch has them")
@@ -84,14 +92,20 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     for path in (options.json, options.svg):
         if path is not None and not path.parent.is_dir():
             parser.error(f"{path.parent} is no folder to write {path.name} into; make it first")
-    from anabranch.cli.bench import MODES, Settings, run
+    from anabranch.cli.bench import Settings, run
+    from anabranch.cli.bench_rooms import ROOMS
 
+    modes = ROOMS[options.room].modes
+    for mode in options.mode or ():
+        if mode not in modes:
+            parser.error(f"argument --mode: invalid choice: {mode!r} (bench {options.room} has {', '.join(modes)})")
     all_threads = torch.get_num_threads()
     default_threads = sorted({1, all_threads}) if options.device == "cpu" else [all_threads]
     return run(
         Settings(
+            room=options.room,
             device=options.device,
-            modes=options.mode or list(MODES),
+            modes=options.mode or list(modes),
             dtypes=options.dtype,
             tokens=options.tokens,
             threads=options.threads or default_threads,

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from anabranch import skip
 from anabranch.cli.machine import Limits
 
-PROMPT, SEQUENCES, MOST_SCORED, FEWEST_SCORED = 64, 16, 128, 8
+PROMPT, SEQUENCES, MOST_SCORED, FEWEST_SCORED = 64, 16, 96, 8
 MOST_ROUNDS, FEWEST_ROUNDS, MOST_NEW, FEWEST_NEW = 15, 3, 48, 4
 
 

@@ -15,8 +15,8 @@ from anabranch import skip
 from anabranch.cli.progress import progress_bar
 from anabranch.skip import Action, Decision, Layer, Policy, State
 
-WIDTH, INTERMEDIATE, LAYERS, HEADS = 192, 512, 8, 6
-CONTEXT, BATCH, LEARNING_RATE = 192, 8, 2e-3
+WIDTH, INTERMEDIATE, LAYERS, HEADS = 128, 384, 8, 4
+CONTEXT, BATCH, LEARNING_RATE = 160, 8, 3e-3
 LAYER_DROP = 0.2
 
 
@@ -50,7 +50,7 @@ class Curve:
 
 
 def build_model() -> nn.Module:
-    """A Llama of 3.6 million weights over bytes; no token is special."""
+    """A Llama of 1.8 million weights over bytes; no token is special."""
     config = LlamaConfig(
         vocab_size=256,
         hidden_size=WIDTH,
@@ -82,6 +82,7 @@ def train(
     seconds: float,
     seed: int,
     curve: Curve,
+    rate: float = LEARNING_RATE,
 ) -> None:
     """AdamW on the parameters for so long, one step at least.
 
@@ -89,13 +90,13 @@ def train(
         loss_of: bytes `[B, CONTEXT + 1]` to (nats per byte, loss to minimise).
     """
     chosen = list(parameters)
-    optimizer = torch.optim.AdamW(chosen, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(chosen, lr=rate, betas=(0.9, 0.95), weight_decay=0.1)
     random = torch.Generator().manual_seed(seed)
     start, progress = time.monotonic(), progress_bar(name, seconds)
     while (elapsed := time.monotonic() - start) < seconds or not curve.seconds:
         share = min(elapsed / max(seconds, 1e-9), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, share / 0.05 + 0.05) * (0.55 + 0.45 * math.cos(math.pi * share))
+            group["lr"] = rate * min(1.0, share / 0.05 + 0.05) * (0.55 + 0.45 * math.cos(math.pi * share))
         starts = torch.randint(0, len(text) - CONTEXT - 1, (BATCH, 1), generator=random)
         nats, loss = loss_of(text[starts + torch.arange(CONTEXT + 1)])
         optimizer.zero_grad(set_to_none=True)

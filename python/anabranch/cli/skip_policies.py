@@ -19,7 +19,7 @@ SPEEDUPS = (1.3, 1.6, 2.0)  # of 8 layers 6, 5 and 4 run
 COSINE_RATES = (0.25, 0.5)
 ROUTER_TARGETS = (2 / 3, 1 / 3)  # of the 6 layers between the first and the last: 6 and 4 of 8 run
 TEMPORAL = (((2, 3, 4, 5), 2), ((1, 2, 3, 4, 5, 6), 3))  # dropped layers and cycle: 3/4 and 1/2 of the FFNs run
-BUDGET, RANK = 10.0, WIDTH // 4
+BUDGET, RANK, LEARNING_RATE = 10.0, WIDTH // 4, 1e-2
 CALIBRATION_SEQUENCES = 16
 
 FAMILIES = ("dense", "contiguous", "uniform", "cosine", "router", "temporal")
@@ -101,7 +101,7 @@ def _train_router(
 
     skip.apply(model, policy.train())
     try:
-        train("router", policy.parameters(), loss_of, text, seconds, seed, Curve())
+        train("router", policy.parameters(), loss_of, text, seconds, seed, Curve(), LEARNING_RATE)
     finally:
         skip.remove(model)
 
@@ -124,7 +124,7 @@ def _train_temporal(policy: TemporalDrop, seed: int, model: nn.Module, text: Ten
         hooks.append(layer.register_forward_pre_hook(hide, with_kwargs=True))
         hooks.append(layer.register_forward_hook(partial(mix, index)))
     try:
-        train("lora", policy.parameters(), partial(language_loss, model), text, seconds, seed, Curve())
+        train("lora", policy.parameters(), partial(language_loss, model), text, seconds, seed, Curve(), LEARNING_RATE)
     finally:
         for hook in hooks:
             hook.remove()

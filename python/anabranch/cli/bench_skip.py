@@ -79,7 +79,7 @@ class Skip:
         x, keep = self._rows(tokens), torch.zeros(tokens, dtype=torch.bool, device=self.device)
         contenders = self._ours(x, keep)
         contenders["naive"] = _call(peers.boolean_index, self.block, x, keep)
-        repeated = {name: _repeat(call, _WARM_CALLS) for name, call in contenders.items()}
+        repeated: Contenders = {name: _repeat(call, _WARM_CALLS) for name, call in contenders.items()}
         nbytes = 2 * x.numel() * x.element_size()
         return Workload("all skipped", tokens, 0, repeated, 0, nbytes, kept=0.0, calls=_WARM_CALLS)
 
@@ -119,7 +119,7 @@ class Skip:
         x, *tensors = (one.detach().requires_grad_() for one in (self._rows(tokens), *self.block.tensors))
         block = Block(*tensors)
         norm = Norm(block.norm, eps=EPS)
-        forwards: Contenders = {
+        forwards: dict[str, Callable[[], Tensor]] = {
             "unpacked": lambda: gated_ffn(x, keep, block.gate_up, block.down, norm=norm),
             "naive": _call(peers.naive, block, x, keep),
             "masked": _call(peers.masked, block, x, keep),
@@ -173,7 +173,7 @@ class Skip:
         return torch.randn(rows, columns, device=self.device).mul_(0.02).to(self.dtype)
 
 
-def _call(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
+def _call(function: Callable[..., Tensor], *arguments: object) -> Callable[[], Tensor]:
     return lambda: function(*arguments)
 
 
@@ -185,5 +185,5 @@ def _repeat(call: Callable[[], object], times: int) -> Callable[[], None]:
     return repeated
 
 
-def _gradient(forward: Callable[[], object], inputs: list[Tensor], dy: Tensor) -> Callable[[], object]:
+def _gradient(forward: Callable[[], Tensor], inputs: list[Tensor], dy: Tensor) -> Callable[[], object]:
     return lambda: torch.autograd.grad(forward(), inputs, dy)

@@ -37,14 +37,10 @@ def main(arguments: list[str]) -> int:
     bench.add_argument(
         "--mode",
         nargs="+",
-        help="experts: forward, variable_k, training; skip: forward, skipped, width, "
-        "lowrank, training; default: all of the room's",
+        help="experts: forward, variable_k, training; skip: forward, skipped, width, lowrank, training; default: all",
     )
     bench.add_argument(
-        "--dtype",
-        nargs="+",
-        choices=["bfloat16", "float32"],
-        help="default: bfloat16, and float32 where a mode has it on the CPU",
+        "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16; on the CPU often float32 too"
     )
     bench.add_argument("--tokens", nargs="+", type=int, help="default: several numbers for each mode")
     bench.add_argument("--threads", nargs="+", type=int, help="default: one, then all; on a GPU as torch has them")

@@ -1,4 +1,4 @@
-"""What the gated FFN is compared with: compositions of torch's ops, on the CPU also oneDNN with weights reordered once."""
+"""What the gated FFN is compared with: compositions of torch's ops, and oneDNN with weights reordered once (CPU)."""
 
 from __future__ import annotations
 

@@ -114,10 +114,11 @@ struct Residual {
   accumulate_t<T> scale_of(int64_t t) const { return gate ? scale * gate[t] : scale; }
 };
 
-/// cos(x, y) of one row, in an order that depends on n alone.
+/// cos(x, y) of one row, 0 where one of the two is zero; in an order that depends on n alone.
 template <class T>
 accumulate_t<T> row_cosine(const RowKernels<T>& rows, int64_t n, const T* x, const T* y) {
-  return rows.dot(n, x, y) / std::sqrt(rows.dot(n, x, x) * rows.dot(n, y, y));
+  const accumulate_t<T> squares = rows.dot(n, x, x) * rows.dot(n, y, y);
+  return squares == 0 ? squares : rows.dot(n, x, y) / std::sqrt(squares);
 }
 
 /// All rows of one branch into y. cosine and pre_activation may be null.

@@ -135,7 +135,8 @@ void gated_ffn_reference(const GatedFfn<T>& problem, T* y, accumulate_t<T>* cosi
       const Sum a = static_cast<Sum>(x[j]), b = static_cast<Sum>(y[t * n + j]);
       xx += a * a, xy += a * b, yy += b * b;
     }
-    if (cosine) cosine[t] = !runs ? Sum(1) : xx * yy == 0 ? Sum(0) : xy / std::sqrt(xx * yy);
+    const Sum norms = std::sqrt(xx) * std::sqrt(yy);
+    if (cosine) cosine[t] = !runs ? Sum(1) : norms == 0 ? Sum(0) : xy / norms;
   }
 }
 

@@ -129,7 +129,7 @@ def prefix_ffn(
 
     Cost:
         6*H*w FLOPs for a row of width w, and nothing beyond it. Rows are sorted by width, and each width reads its
-        prefix of the weights: with few rows, that is the sum of the widths in use.
+        prefix of the weights; up to 28 rows on the CPU read the widest prefix once and multiply by zeros beyond theirs.
     """
     return run_gated_ffn(
         "prefix_ffn", x, width_index, gate_up_proj, down_proj, tuple(widths), gate, norm, gate_up_bias, down_bias,

@@ -19,10 +19,17 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     def values(*shape: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.randn(*shape).to(of).requires_grad_()
 
+    # What is saved for the backward has no defined value where no row ran, so here every place of it is used: as many
+    # rows run as there is room for, at the full width; and rows go through the else-branch all or not at all.
     keep = torch.tensor([True, False, True, True, False, False])
-    index = torch.tensor([2, 0, 1, 2, 1, 0])
-    for choice, widths in ((keep, (0, INNER)), (index, (0, 1, INNER)), (keep & False, (0, INNER))):
-        for gated, norm, with_else in ((True, 1, False), (False, 2, True)):
+    index = torch.tensor([2, 0, 2, 2, 0, 0])
+    for choice, widths, capacity, with_else in (
+        (keep, (0, INNER), 3, False),
+        (index, (0, 1, INNER), 3, False),
+        (keep | True, (0, INNER), -1, False),
+        (keep & False, (0, INNER), 0, True),
+    ):
+        for gated, norm in ((True, 1), (False, 2)):
             parts = 2 if gated else 1
             arguments = (
                 values(ROWS, FEATURES),
@@ -38,7 +45,7 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
                 values(RANK, FEATURES) if with_else else None,
                 values(FEATURES, RANK) if with_else else None,
                 widths,
-                4,
+                capacity,
                 norm,
                 1e-5,
                 1,

@@ -47,7 +47,10 @@ inline AlignedBytes aligned_bytes(std::size_t size) {
   return AlignedBytes(bytes, AlignedDelete{alignment});
 }
 
-/// Temporaries of at least a huge page go back to one pool for the whole process, which keeps up to 256 MB of them.
+/// Below this, malloc keeps freed memory itself; above it may return the pages to the system, to fault again next time.
+inline constexpr std::size_t pooled_bytes = std::size_t{64} << 10;
+
+/// Larger temporaries go back to one pool for the whole process, which keeps up to 256 MB of them.
 class TemporaryPool {
  public:
   struct Buffer {
@@ -105,14 +108,14 @@ class Temporary {
   explicit Temporary(std::size_t count) : buffer_(allocate(count * sizeof(T))) {}
   Temporary(const Temporary&) = delete;
   ~Temporary() {
-    if (buffer_.size >= huge_page_bytes) TemporaryPool::instance().give_back(std::move(buffer_));
+    if (buffer_.size >= pooled_bytes) TemporaryPool::instance().give_back(std::move(buffer_));
   }
   T* data() const { return reinterpret_cast<T*>(buffer_.bytes.get()); }
 
  private:
   static TemporaryPool::Buffer allocate(std::size_t size) {
-    return size >= huge_page_bytes ? TemporaryPool::instance().take(size)
-                                   : TemporaryPool::Buffer{aligned_bytes(size), size};
+    return size >= pooled_bytes ? TemporaryPool::instance().take(size)
+                                : TemporaryPool::Buffer{aligned_bytes(size), size};
   }
   TemporaryPool::Buffer buffer_;
 };

@@ -34,6 +34,13 @@ struct PackedGemm {
   int64_t c_stride;
   void* workspace;               // gemm_workspace_bytes, private to the thread during the call
   const Stored* next = nullptr;  // what will be read after b: its beginning is prefetched in time
+  int64_t period = 0;            // if not 0, columns j with j % period >= wanted may be left out
+  int64_t wanted = 0;
+
+  /// Whether any of the columns begin .. end is needed.
+  [[gnu::always_inline]] bool wants(int64_t begin, int64_t end) const {
+    return period == 0 || begin % period < wanted || begin / period != (end - 1) / period;
+  }
 };
 
 /// Both are single-threaded and never throw. `multiply` sums in the same order for any m, so that a row's result does

@@ -157,7 +157,12 @@ void packed_gemm(const PackedGemm<T, Stored>& x) {
         const int64_t columns = (pair ? 2 : 1) * vectors * width, stretch = packed_steps * vectors * width;
         const bool last = k0 + k >= x.k && first * width + columns >= x.n && i0 + m >= x.m;
         const Element* const behind = b + packed_steps * columns;
-        const int64_t lines = packed_steps * columns * static_cast<int64_t>(sizeof(Element)) / 64;
+        if (!x.wants(first * width, first * width + columns)) {
+          first += columns / width;
+          b = behind;
+          continue;
+        }
+        const int64_t lines = steps * columns * static_cast<int64_t>(sizeof(Element)) / 64;
         PackedBPair<Lanes, Stored> tile{
             {.steps = steps,
              .a = nullptr,

@@ -12,7 +12,7 @@ namespace anabranch {
 
 namespace detail {
 
-/// The two products of a tile on packed weights; a narrow expert's whole block of features is multiplied.
+/// The two products of a tile on packed weights; of a narrow expert's last block, what its features need.
 template <class T, class Stored>
 struct PackedProducts {
   using Sum = accumulate_t<T>;
@@ -32,16 +32,16 @@ struct PackedProducts {
            down_shape.block_offset(tile.block);
   }
 
-  int64_t gate_up(const TilePlace& tile, const TilePlace& next, int64_t, const Scratch<Sum>& scratch) const {
+  int64_t gate_up(const TilePlace& tile, const TilePlace& next, int64_t count, const Scratch<Sum>& scratch) const {
     const RowChunk& chunk = tile.chunk;
     const int64_t parts = ffn.num_parts(), first = tile.block * ffn_tile_features;
     const int64_t features = gate_up_shape.block_features(tile.block), columns = parts * features;
     const GemmOperand<T> a = entry_rows(ffn, ffn.x, ffn.in_features, chunk.begin);
     kernels.multiply({chunk.size(), columns, ffn.in_features, a, gate_up_block(tile), ffn.in_features, scratch.tile,
-                      columns, scratch.workspace, gate_up_block(next)});
+                      columns, scratch.workspace, gate_up_block(next), features, count});
     for (int64_t i = 0; packed.gate_up_scales && i < chunk.size() * parts; ++i) {
       const int64_t part = i % parts;
-      rows.scale(features, packed.gate_up_scales + (ffn.expert(chunk.group) * parts + part) * ffn.intermediate + first,
+      rows.scale(count, packed.gate_up_scales + (ffn.expert(chunk.group) * parts + part) * ffn.intermediate + first,
                  scratch.tile + i * features);
     }
     return features;

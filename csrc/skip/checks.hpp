@@ -217,8 +217,8 @@ struct GatedFfnArguments : GatedRowsArguments {
     check_rows(op, intermediate());
     check_operand(op, "gate_up_bias", gate_up_bias, x, {num_parts() * intermediate()}, "(features of gate_up_proj,)");
     check_operand(op, "down_bias", down_bias, x, {features()}, "(features of x,)");
-    check(given_capacity <= num_rows(), op, ": capacity is ", given_capacity, ", must be at most the ", num_rows(),
-          " rows of x; pass None for room for all");
+    check(given_capacity >= -1 && given_capacity <= num_rows(), op, ": capacity is ", given_capacity,
+          ", must be at most the ", num_rows(), " rows of x; pass None (-1) for room for all");
   }
   /// As check_all found them valid, with every tensor but the matrices in one row-major block.
   GatedFfnArguments with_contiguous_rows() const {

@@ -139,7 +139,8 @@ def test_a_layer_that_runs_again_after_it_was_skipped(
 def masked_slots(model: Any, tokens: Tensor, first: int, actions: Any, rule: KeyValueRule) -> Tensor:
     """One call for the whole sequence that computes everything, with a plain loop over the layers.
 
-    Token t runs layer l as `actions(l, step of t)` says; a layer's attention sees the tokens that have keys in it.
+    Token t runs layer l as `actions(l, step of t)` says, for all sequences or as a list of one per sequence; a layer's
+    attention sees the tokens that have keys in it.
     """
     batch, length = tokens.shape
     step = [max(0, position - first + 1) for position in range(length)]
@@ -150,14 +151,40 @@ def masked_slots(model: Any, tokens: Tensor, first: int, actions: Any, rule: Key
         angles = decoder.rotary_emb(x, position_ids=positions)
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         for index, layer in enumerate(decoder.layers):
-            action = torch.tensor([actions(index, each) for each in step])
+            action = torch.tensor([actions(index, each) for each in step]).reshape(length, -1).T.expand(batch, -1)
             for turn in (1, 2):
                 runs = action >= turn
-                seen = causal if turn == 1 and rule is COMPUTE else causal & (runs[None, :] | torch.eye(length).bool())
-                mask = torch.where(seen, 0.0, torch.finfo(x.dtype).min)[None, None].expand(batch, 1, -1, -1)
+                slots = torch.ones_like(runs) if turn == 1 and rule is COMPUTE else runs
+                seen = causal & (slots[:, None, :] | torch.eye(length).bool())
+                mask = torch.where(seen, 0.0, torch.finfo(x.dtype).min)[:, None]
                 y = layer(x, attention_mask=mask, position_ids=positions, position_embeddings=angles)
-                x = torch.where(runs[None, :, None], y, x)
+                x = torch.where(runs[..., None], y, x)
         return model.lm_head(decoder.norm(x))
+
+
+@pytest.mark.parametrize("device_path", [False, True])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("rule", [COMPUTE, HOLE])
+@pytest.mark.parametrize("seed", range(4))
+def test_any_actions_for_any_sequence_at_any_step(
+    seed: int, rule: KeyValueRule, cache: str, device_path: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device_path:
+        monkeypatch.setattr(Depth, "on_host", staticmethod(lambda tensor: False))
+    model, tokens = build("qwen3"), prompt(3, 12)
+    table = torch.randint(0, 3, (LAYERS, 6, 3), generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
+
+    class Table(Stepwise):
+        def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
+            return Layer(table[layer, step].to(x.device))
+
+    def actions(layer: int, step: int) -> Any:
+        return table[layer, step].tolist()
+
+    skip.apply(model, Table(lambda layer, step: 2 * (step % 2), rule))
+    logits = steps(model, tokens, 7, static(model) if cache == "static" else None)
+    skip.remove(model)
+    torch.testing.assert_close(logits, masked_slots(model, tokens, 7, actions, rule), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rule", [COMPUTE, HOLE])

@@ -73,16 +73,18 @@ def test_compacted_equals_masked(name: str, pack: bool, gate: bool) -> None:
         torch.testing.assert_close(model(tokens).logits, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_compacted_equals_masked_in_bfloat16() -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["llama", "llama_bias"])
+def test_compacted_equals_masked_in_bfloat16(name: str, autocast: bool) -> None:
     """With masks that are given: a hash of rounded rows may flip."""
-    model, tokens = build("llama", torch.bfloat16), prompt(3, 20)
+    model, tokens = build(name, torch.float32 if autocast else torch.bfloat16), prompt(3, 20)
     masks = [torch.rand(3, 20) < 0.5 for _ in range(LAYERS)]
 
     class Given(Hashed):
         def mask(self, layer: int, x: Tensor) -> Tensor:
             return masks[layer]
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(tokens.device.type, torch.bfloat16, enabled=autocast):
         wanted = masked_reference(model, Given(), tokens).float()
         skip.apply(model, Given())
         logits = model(tokens).logits.float()

@@ -10,7 +10,7 @@
 //
 // width(t) = widths.width[choice[t]]. Rows are sorted by width, widest first, the skipped ones last: group g of
 // `groups` rows shares one width, so every product is a grouped one with one matrix for all (ExpertFfn::shared).
-// cosine[t] = cos(x[t], y[t]) of rows that ran, 1 for the others.
+// cosine[t] = cos(x[t], y[t]) of rows that ran, 0 where one of the two is zero; 1 for the others.
 //
 // FLOPs: 6 * features * width(t) for each row that runs (gated). Bytes: the matrices' first max(width) features once,
 // x and y. Floor: the larger of the two over what the machine can do; no row that skips costs more than a copy.
@@ -135,7 +135,8 @@ void gated_ffn_reference(const GatedFfn<T>& problem, T* y, accumulate_t<T>* cosi
       const Sum a = static_cast<Sum>(x[j]), b = static_cast<Sum>(y[t * n + j]);
       xx += a * a, xy += a * b, yy += b * b;
     }
-    if (cosine) cosine[t] = runs ? xy / std::sqrt(xx * yy) : Sum(1);
+    const Sum norms = std::sqrt(xx) * std::sqrt(yy);
+    if (cosine) cosine[t] = !runs ? Sum(1) : norms == 0 ? Sum(0) : xy / norms;
   }
 }
 

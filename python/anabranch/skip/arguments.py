@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from anabranch.core.arguments import check_same_device, dtype_name
+from anabranch.core.arguments import autocast_dtype, check_floating, check_same_device, check_same_dtype, dtype_name
 from anabranch.core.cost import CostMeter, record
 from anabranch.experts.expert_ffn import ACTIVATIONS, Activation, accumulate_dtype
 from anabranch.skip.otherwise import Anchor, CachedDelta, LowRank, Otherwise, SmallFfn
 
+Matrices = Tensor | tuple[Tensor, Tensor]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Branch:
-    """The else-branch: (rows, first matrix, second matrix), whether x is added, and the kernels' options."""
+    """The else-branch: its rows in the dtype of x, its two matrices, whether x is added, and the kernels' options."""
 
-    tensors: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+    base: Tensor | None = None
+    matrices: tuple[Tensor | None, Tensor | None] = (None, None)
     adds_x: bool = True
     options: tuple[int, bool, bool, float] = (0, False, False, 1.0)  # activation, gated, normed, scale
 
@@ -34,11 +38,15 @@ def activation_index(op: str, activation: Activation) -> int:
 def nothing_runs(x: Tensor, keep: Tensor, features: int, otherwise: Otherwise | None) -> bool:
     """Whether an inference call on the CPU that is right so far keeps no row: then a copy of x is all there is to do.
 
-    The op would find out too, but its arguments alone take longer to pass than that.
+    The op would find out too, but its arguments alone take longer to pass than that. A subclass of Tensor may have no
+    values to look at (fake tensors), so it goes the long way.
     """
     if (
         otherwise is not None
         or torch.is_grad_enabled()
+        or type(keep) is not Tensor
+        or not x.is_floating_point()
+        or features == 0
         or keep.dtype != torch.bool
         or keep.device.type != "cpu"
         or x.device.type != "cpu"
@@ -61,8 +69,10 @@ def decisions_of(op: str, x: Tensor, choice: Tensor, widths: tuple[int, ...]) ->
             f"{op}: {name} is {dtype_name(choice.dtype)}, must be {dtype_name(wanted)}; "
             f"convert it with .to(torch.{dtype_name(wanted)})"
         )
-    if x.dim() < 1:
-        raise ValueError(f"{op}: x has shape (), must be (..., H); give it a dimension of features")
+    if x.dim() < 1 or x.shape[-1] == 0:
+        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, must be (..., H) with H > 0; give it features")
+    if not all(isinstance(width, int) and width < 2**31 for width in widths):
+        raise ValueError(f"{op}: widths are {widths}, must be whole numbers below 2^31; widths count features")
     if choice.shape == x.shape[:-1]:
         return choice.reshape(-1)
     if op == "prefix_ffn" and choice.dim() == 1 and x.dim() >= 2 and choice.shape[0] == x.shape[0]:
@@ -86,29 +96,61 @@ def row_gate(op: str, x: Tensor, gate: Tensor | None, dtype: torch.dtype) -> Ten
     return gate.to(accumulate_dtype(dtype)).reshape(-1)
 
 
-def otherwise_arguments(op: str, x: Tensor, otherwise: Otherwise | None, *, has_norm: bool, mixed: bool) -> Branch:
-    """The else-branch. mixed: x is added outside of the op, so rows that shall not have it get its negative."""
+def one_matrix(op: str, gate_up_proj: Matrices, down_proj: Tensor) -> Tensor:
+    """gate_up_proj, of a pair the concatenation; it and down_proj are floating."""
+    if isinstance(gate_up_proj, Tensor):
+        check_floating(op, gate_up_proj=gate_up_proj, down_proj=down_proj)
+        return gate_up_proj
+    shapes = [tuple(one.shape) for one in gate_up_proj]
+    if len(shapes) != 2 or shapes[0] != shapes[1] or len(shapes[0]) != 2:
+        raise ValueError(
+            f"{op}: gate_up_proj has shapes {shapes}, must be two matrices of one shape, (I, H); pass gate, then up"
+        )
+    gate_proj, up_proj = gate_up_proj
+    check_floating(op, gate_proj=gate_proj, up_proj=up_proj, down_proj=down_proj)
+    check_same_device(op, "gate_proj", gate_proj, up_proj=up_proj)
+    check_same_dtype(op, "gate_proj", gate_proj, up_proj=up_proj)
+    return torch.cat(gate_up_proj)
+
+
+def check_weights(op: str, x: Tensor, gate_up_proj: Tensor, **others: Tensor | None) -> None:
+    """Raises ValueError unless the FFN's weights lie beside x, floating and, but under autocast, of one dtype."""
+    check_floating(op, **others)
+    check_same_device(op, "x", x, gate_up_proj=gate_up_proj, **others)
+    if autocast_dtype(x.device) is None:
+        check_same_dtype(op, "gate_up_proj", gate_up_proj, **others)
+
+
+def check_beside(op: str, x: Tensor, prefix: str, **tensors: Tensor | None) -> None:
+    """Raises ValueError unless these, named prefix.name, are floating and lie beside x. They are cast to what is
+    computed in, whatever their dtype."""
+    named = {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+    check_floating(op, **named)
+    check_same_device(op, "x", x, **named)
+
+
+def otherwise_arguments(op: str, x: Tensor, otherwise: Otherwise | None, *, has_norm: bool) -> Branch:
+    """The else-branch."""
     if otherwise is None:
         return Branch()
     if isinstance(otherwise, LowRank):
         first, second = otherwise.down_proj, otherwise.up_proj
-        check_same_device(op, "x", x, **{"otherwise.down_proj": first, "otherwise.up_proj": second})
+        check_beside(op, x, "otherwise", down_proj=first, up_proj=second)
         index = activation_index(op, otherwise.activation)
-        return Branch((None, first, second), True, (index, False, otherwise.normed and has_norm, otherwise.scale))
+        return Branch(None, (first, second), True, (index, False, otherwise.normed and has_norm, otherwise.scale))
     if isinstance(otherwise, SmallFfn):
         first, second = otherwise.gate_up_proj, otherwise.down_proj
-        check_same_device(op, "x", x, **{"otherwise.gate_up_proj": first, "otherwise.down_proj": second})
+        check_beside(op, x, "otherwise", gate_up_proj=first, down_proj=second)
         index = activation_index(op, otherwise.activation)
-        return Branch((None, first, second), True, (index, otherwise.gated, has_norm, otherwise.scale))
+        return Branch(None, (first, second), True, (index, otherwise.gated, has_norm, otherwise.scale))
     if isinstance(otherwise, CachedDelta):
-        return Branch((_rows(op, "delta", x, otherwise.delta), None, None))
+        return Branch(_rows(op, "delta", x, otherwise.delta))
     if isinstance(otherwise, Anchor):
         lora_a, lora_b = otherwise.lora_a, otherwise.lora_b
-        check_same_device(op, "x", x, **{"otherwise.lora_a": lora_a, "otherwise.lora_b": lora_b})
-        rows = _rows(op, "anchor", x, otherwise.anchor)
-        if mixed:
-            rows = rows - x.reshape(-1, x.shape[-1])
-        return Branch((rows, lora_a, lora_b), False, (0, False, False, otherwise.scale))
+        check_beside(op, x, "otherwise", lora_a=lora_a, lora_b=lora_b)
+        return Branch(
+            _rows(op, "anchor", x, otherwise.anchor), (lora_a, lora_b), False, (0, False, False, otherwise.scale)
+        )
     raise ValueError(
         f"{op}: otherwise is {type(otherwise).__name__}, must be LowRank, SmallFfn, CachedDelta, Anchor or None; "
         "compute another branch yourself and add it where rows skip"
@@ -116,13 +158,31 @@ def otherwise_arguments(op: str, x: Tensor, otherwise: Otherwise | None, *, has_
 
 
 def _rows(op: str, name: str, x: Tensor, rows: Tensor) -> Tensor:
-    check_same_device(op, "x", x, **{f"otherwise.{name}": rows})
+    check_beside(op, x, "otherwise", **{name: rows})
     if rows.shape != x.shape:
         raise ValueError(
             f"{op}: otherwise.{name} has shape {tuple(rows.shape)}, must be {tuple(x.shape)} like x; "
             "keep one row for every row of x"
         )
-    return rows.reshape(-1, x.shape[-1])
+    return rows.reshape(-1, x.shape[-1]).to(x.dtype)
+
+
+def add_to_stream(
+    rows: Tensor, block: Tensor, choices: Tensor, widths: tuple[int, ...], branch: Branch, with_cosine: bool
+) -> tuple[Tensor, Tensor]:
+    """(y, cosine) of a block that was computed by itself in another dtype than that of x, `rows`: added in the latter,
+    and so are the else-branch's rows."""
+    runs = choices
+    if choices.dtype != torch.bool:  # an index outside of widths skips
+        runs = (choices >= (1 if widths[0] == 0 else 0)) & (choices < len(widths))
+    stream = rows
+    if branch.base is not None:
+        stream = torch.where(runs[:, None], rows, rows + branch.base if branch.adds_x else branch.base)
+    y = stream + block.to(rows.dtype)
+    if not with_cosine:
+        return y, y.new_empty(0)
+    x_sum, y_sum = (one.detach().to(accumulate_dtype(rows.dtype)) for one in (rows, y))
+    return y, torch.where(runs, F.cosine_similarity(x_sum, y_sum, dim=-1), 1.0)
 
 
 def record_gated_ffn(
@@ -162,7 +222,7 @@ def record_widths(
         bytes_per_group=tuple(number * element_size for number in numbers),
         shared=True,
     )
-    first, second = branch.tensors[1:]
+    first, second = branch.matrices
     if first is None or second is None:
         return
     record(

@@ -5,24 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from anabranch.core.arguments import call_as, check_floating, check_same_device
+from anabranch.core.arguments import call_as, check_floating
 from anabranch.core.library import ops
 from anabranch.experts.expert_ffn import Activation, accumulate_dtype, compute_dtype
 from anabranch.skip.arguments import (
+    Matrices,
     activation_index,
+    add_to_stream,
+    check_weights,
     decisions_of,
     nothing_runs,
+    one_matrix,
     otherwise_arguments,
     record_gated_ffn,
     row_gate,
 )
 from anabranch.skip.norm import Norm, norm_arguments
 from anabranch.skip.otherwise import Otherwise
-
-Matrices = Tensor | tuple[Tensor, Tensor]
 
 
 def gated_ffn(
@@ -52,7 +53,8 @@ def gated_ffn(
         keep: bool `[...]`, true where the FFN runs.
         gate_up_proj: `[2I, H]`, gate rows first; `[I, H]` if not `gated`; or a pair of `[I, H]` matrices, gate and up,
             which are concatenated in every call (`pack_ffn` does it once).
-        down_proj: `[H, I]`. It, the biases, the norm's and the else-branch's tensors have the dtype of gate_up_proj.
+        down_proj: `[H, I]`. It and the biases have the dtype of gate_up_proj; the norm's tensors and the else-branch's
+            matrices are cast to it.
         gate: floating `[...]` or None: multiplies the FFN of kept rows.
         norm: of the FFN's input, or None.
         gate_up_bias: `[2I]` (`[I]`); down_bias: `[H]`, or None.
@@ -64,11 +66,12 @@ def gated_ffn(
 
     Returns:
         y, `[..., H]` in the dtype of x; or (y, cosine), cosine `[...]` in float32 (float64 for float64): cos(x, y) of
-        kept rows and 1 for the others, without gradient.
+        kept rows (0 where x or y is zero) and 1 for the others, without gradient.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit; more kept rows than `capacity` (CPU; on a GPU the last
-            ones are treated as not kept).
+            ones are treated as not kept). An inference call on the CPU that keeps nothing and has no else-branch looks
+            at x, keep and the outputs of down_proj alone.
 
     Gradient:
         To x, all weights of both branches, and `gate`: `dgate = s * <dy, FFN(norm(x))>` for kept rows, 0 for the
@@ -126,7 +129,7 @@ def prefix_ffn(
 
     Cost:
         6*H*w FLOPs for a row of width w, and nothing beyond it. Rows are sorted by width, and each width reads its
-        prefix of the weights: with few rows, that is the sum of the widths in use.
+        prefix of the weights; up to 28 rows on the CPU read the widest prefix once and multiply by zeros beyond theirs.
     """
     return run_gated_ffn(
         "prefix_ffn", x, width_index, gate_up_proj, down_proj, tuple(widths), gate, norm, gate_up_bias, down_bias,
@@ -155,20 +158,18 @@ def run_gated_ffn(
     """Both functions in the name of `op`, checked as far as Python checks."""
     check_floating(op, x=x, gate=gate)
     choices = decisions_of(op, x, choice, widths)
-    if isinstance(gate_up_proj, tuple):
-        check_same_device(op, "x", x, gate_proj=gate_up_proj[0], up_proj=gate_up_proj[1])
-        gate_up_proj = torch.cat(gate_up_proj)
-    check_floating(op, gate_up_proj=gate_up_proj, down_proj=down_proj)
-    check_same_device(op, "x", x, gate_up_proj=gate_up_proj, down_proj=down_proj)
+    gate_up_proj = one_matrix(op, gate_up_proj, down_proj)
+    check_weights(op, x, gate_up_proj, down_proj=down_proj, gate_up_bias=gate_up_bias, down_bias=down_bias)
+    if capacity is not None and capacity < 0:
+        raise ValueError(f"{op}: capacity is {capacity}, must not be negative; pass None for room for all")
     dtype = compute_dtype(x, gate_up_proj)
-    norm_weight, norm_bias, norm_kind, eps = norm_arguments(op, norm)
+    norm_weight, norm_bias, norm_kind, eps = norm_arguments(op, x, norm)
     mixed = x.dtype != dtype  # the block is computed by itself and added in the dtype of x
-    branch = otherwise_arguments(op, x, otherwise, has_norm=norm_kind > 0, mixed=mixed)
+    branch = otherwise_arguments(op, x, otherwise, has_norm=norm_kind > 0)
     rows = x.reshape(-1, x.shape[-1])
-    cast = [
-        None if tensor is None else tensor.to(dtype)
-        for tensor in (rows, norm_weight, norm_bias, gate_up_proj, gate_up_bias, down_proj, down_bias, *branch.tensors)
-    ]
+    weights = (norm_weight, norm_bias, gate_up_proj, gate_up_bias, down_proj, down_bias)
+    added = None if mixed else branch.base
+    cast = [None if tensor is None else tensor.to(dtype) for tensor in (rows, *weights, added, *branch.matrices)]
     tensors = (cast[0], choices, row_gate(op, x, gate, dtype), *cast[1:])
     arguments = (
         *tensors,
@@ -189,10 +190,7 @@ def run_gated_ffn(
     y, cosine, row_offsets = outputs[:3]
     record_gated_ffn(op, row_offsets, rows.shape, widths, gate_up_proj, down_proj, branch)
     if mixed:
-        y = rows + y.to(x.dtype)
-        if return_cosine:
-            runs = choices if choices.dtype == torch.bool else choices > (0 if widths[0] == 0 else -1)
-            cosine = torch.where(runs, F.cosine_similarity(rows.detach().float(), y.detach().float(), dim=-1), 1.0)
+        y, cosine = add_to_stream(rows, y, choices, widths, branch, return_cosine)
     y = y.view(x.shape)
     return (y, cosine.view(x.shape[:-1])) if return_cosine else y
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from anabranch.core.arguments import call_as, check_floating, check_same_device, check_same_dtype
-from anabranch.core.cost import record
+from anabranch.core.cost import CostMeter, record
 from anabranch.core.library import ops
 from anabranch.experts.expert_ffn import Activation, compute_dtype
 from anabranch.skip.arguments import activation_index
@@ -53,18 +53,20 @@ def lowrank_residual(
     check_floating(op, x=x, down_proj=down_proj, up_proj=up_proj)
     check_same_device(op, "x", x, down_proj=down_proj, up_proj=up_proj)
     check_same_dtype(op, "down_proj", down_proj, up_proj=up_proj)
-    if down_proj.dim() not in (2, 3) or down_proj.dim() != up_proj.dim() or x.dim() < down_proj.dim() - 1:
+    dim = down_proj.dim()
+    if dim not in (2, 3) or dim != up_proj.dim() or x.dim() < dim - 1 or x.shape[-1] == 0:
         raise ValueError(
             f"{op}: x, down_proj and up_proj have shapes {tuple(x.shape)}, {tuple(down_proj.shape)} and "
-            f"{tuple(up_proj.shape)}, must be (G, ..., H), (G, r, H) and (G, H, r), or without G; stack the matrices"
+            f"{tuple(up_proj.shape)}, must be (G, ..., H), (G, r, H) and (G, H, r), or without G, with H > 0; "
+            "stack the matrices"
         )
-    single = down_proj.dim() == 2
+    single = dim == 2
     groups = 1 if single else down_proj.shape[0]
     if not single and x.shape[0] != groups:
         raise ValueError(
             f"{op}: x has shape {tuple(x.shape)}, must begin with G={groups} as down_proj; give each group its rows"
         )
-    norm_weight, norm_bias, norm_kind, eps = norm_arguments(op, norm)
+    norm_weight, norm_bias, norm_kind, eps = norm_arguments(op, x, norm)
     dtype = compute_dtype(x, down_proj)
     mixed = x.dtype != dtype
     rows_per_group = x[..., 0].numel() // groups if groups else 0
@@ -75,15 +77,16 @@ def lowrank_residual(
     kernel = ops.lowrank_residual if needs_grad else ops.lowrank_residual_inference
     outputs = call_as(op, kernel, *tensors, norm_kind, eps, activation_index(op, activation), scale, not mixed)
     y: Tensor = outputs[0] if needs_grad else outputs
-    numbers = down_proj.numel() + up_proj.numel()
-    record(
-        op,
-        group_offsets=torch.tensor([0, groups * rows_per_group], dtype=torch.int32),
-        groups=range(1),
-        dense_rows=groups * rows_per_group,
-        flops_per_row=2 * numbers // max(groups, 1),
-        bytes_per_group=numbers * down_proj.element_size(),
-    )
+    if CostMeter._active and not torch.compiler.is_compiling():  # else nobody needs a tensor of the number of rows
+        numbers = down_proj.numel() + up_proj.numel()
+        record(
+            op,
+            group_offsets=torch.tensor([0, groups * rows_per_group], dtype=torch.int32, device="cpu"),
+            groups=range(1),
+            dense_rows=groups * rows_per_group,
+            flops_per_row=2 * numbers // max(groups, 1),
+            bytes_per_group=numbers * down_proj.element_size(),
+        )
     y = y.view(x.shape)
     return x + y.to(x.dtype) if mixed else y
 

@@ -15,7 +15,7 @@ class LowRank:
     """`y = x + scale * up @ act(down @ norm(x))`: an adapter of rank r, as DAS bypasses a layer (arXiv 2309.01479).
 
     Attributes:
-        down_proj: `[r, H]`; up_proj: `[H, r]`, both in the dtype of the FFN's weights.
+        down_proj: `[r, H]`; up_proj: `[H, r]`. Both are cast to the dtype of the FFN's weights.
         activation: between the two; "identity" makes it a LoRA.
         scale: of the branch.
         normed: whether it reads norm(x), as the FFN does, or x itself.
@@ -51,7 +51,7 @@ class CachedDelta:
     """`y = x + delta`: what the branch added the last time (the block cache of E-DiT, arXiv 2602.13993).
 
     Attributes:
-        delta: of the shape and dtype of x. Rows of tokens that run are not read.
+        delta: of the shape of x, cast to its dtype and added in it. Rows of tokens that run may hold anything.
     """
 
     delta: Tensor
@@ -64,7 +64,7 @@ class Anchor:
     The row's own residual is not added. Without the two matrices it is the anchor alone.
 
     Attributes:
-        anchor: of the shape and dtype of x. Rows of tokens that run are not read.
+        anchor: of the shape of x, cast to its dtype. Rows of tokens that run may hold anything.
         lora_a: `[r, H]` or None; lora_b: `[H, r]` or None.
         scale: alpha / r.
     """

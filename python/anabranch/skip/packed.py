@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from anabranch.core.arguments import call_as, check_floating
@@ -14,14 +13,16 @@ from anabranch.core.library import cpu_only, ops
 from anabranch.experts.expert_ffn import Activation, accumulate_dtype
 from anabranch.experts.packed import PackedExperts, pack_experts
 from anabranch.skip.arguments import (
+    Matrices,
     activation_index,
+    add_to_stream,
     decisions_of,
     nothing_runs,
+    one_matrix,
     otherwise_arguments,
     record_widths,
     row_gate,
 )
-from anabranch.skip.gated_ffn import Matrices
 from anabranch.skip.norm import Norm, norm_arguments
 from anabranch.skip.otherwise import Otherwise
 
@@ -129,11 +130,11 @@ class PackedFfn:
                 f"{op}: x has shape {tuple(x.shape)}, must be (..., {packed.in_features}) as the packed weights; "
                 "pack the weights of this width"
             )
-        norm_weight, norm_bias, norm_kind, eps = norm_arguments(op, norm)
+        norm_weight, norm_bias, norm_kind, eps = norm_arguments(op, x, norm)
         dtype = packed.dtype
         mixed = x.dtype != dtype
-        branch = otherwise_arguments(op, x, otherwise, has_norm=norm_kind > 0, mixed=mixed)
-        tensors = (x, gate, norm_weight, norm_bias, *branch.tensors)
+        branch = otherwise_arguments(op, x, otherwise, has_norm=norm_kind > 0)
+        tensors = (x, gate, norm_weight, norm_bias, branch.base, *branch.matrices)
         if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
             raise ValueError(
                 f"{op}: the weights are packed and a gradient is wanted, must be called under torch.no_grad(); "
@@ -154,7 +155,8 @@ class PackedFfn:
             packed.down,
             packed.down_scales,
             None if packed.down_bias is None else packed.down_bias[0],
-            *(_cast(tensor, dtype) for tensor in branch.tensors),
+            None if mixed else branch.base,
+            *(_cast(tensor, dtype) for tensor in branch.matrices),
             widths,
             packed.intermediate,
             norm_kind,
@@ -171,10 +173,7 @@ class PackedFfn:
         parts = 2 if packed.gated else 1
         record_widths(op, row_offsets, rows.shape, widths, parts, packed.gate_up.element_size(), branch)
         if mixed:
-            y = rows + y.to(x.dtype)
-            if return_cosine:
-                runs = choices if choices.dtype == torch.bool else choices > (0 if widths[0] == 0 else -1)
-                cosine = torch.where(runs, F.cosine_similarity(rows.float(), y.float(), dim=-1), 1.0)
+            y, cosine = add_to_stream(rows, y, choices, widths, branch, return_cosine)
         y = y.view(x.shape)
         return (y, cosine.view(x.shape[:-1])) if return_cosine else y
 
@@ -203,16 +202,22 @@ def pack_ffn(
     Cost:
         One read and write of the weights, and as much memory again.
     """
-    pair = gate_up_proj if isinstance(gate_up_proj, tuple) else (gate_up_proj,)
-    for name, weight in (*(("gate_up_proj", one) for one in pair), ("down_proj", down_proj)):
+    op = "pack_ffn"
+    gate_up = one_matrix(op, gate_up_proj, down_proj).detach()
+    for name, weight in (("gate_up_proj", gate_up), ("down_proj", down_proj)):
         if weight.dim() != 2:
             raise ValueError(
-                f"pack_ffn: {name} has shape {tuple(weight.shape)}, must have 2 dimensions; pack_experts takes stacks"
+                f"{op}: {name} has shape {tuple(weight.shape)}, must have 2 dimensions; pack_experts takes stacks"
             )
+    if down_proj.shape[0] != gate_up.shape[1]:
+        raise ValueError(
+            f"{op}: down_proj has shape {tuple(down_proj.shape)}, must give the {gate_up.shape[1]} features that "
+            "gate_up_proj reads, since they are added to them; pack_experts takes other shapes"
+        )
     packed = call_as(
-        "pack_ffn",
+        op,
         pack_experts,
-        torch.cat([one.detach() for one in pair])[None],
+        gate_up[None],
         down_proj.detach()[None],
         gate_up_bias=None if gate_up_bias is None else gate_up_bias.detach()[None],
         down_bias=None if down_bias is None else down_bias.detach()[None],

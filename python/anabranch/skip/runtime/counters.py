@@ -34,6 +34,7 @@ class Counters:
 
     def __init__(self, num_layers: int) -> None:
         self.layers: list[dict[int, Count]] = [{} for _ in range(num_layers)]
+        self._tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
     def uniform(self, layer: int, tokens: int, passes: int, intermediate_size: int) -> None:
         """A call in which all tokens ran the layer's FFN `passes` times."""
@@ -59,12 +60,19 @@ class Counters:
         count = self._count(layer, tokens)
         count.by_token += 1
         index = decision.index.detach()
-        widths = torch.tensor(decision.widths, device=index.device)[index]
+        widths = self._widths(decision.widths, index.device)[index]
         each = tokens // max(1, index.numel())  # tokens of one decision: 1, or those of a sequence
         count.kept = count.kept + (widths > 0).sum() * each
         count.features = count.features + widths.sum() * each
         if index.numel():
             count.read = count.read + widths.max()
+
+    def _widths(self, widths: tuple[int, ...], device: torch.device) -> Tensor:
+        """On the device, copied there once: a copy in every call could not be captured in a CUDA graph."""
+        key = (widths, device)
+        if key not in self._tables:
+            self._tables[key] = torch.tensor(widths, device=device)
+        return self._tables[key]
 
     def _count(self, layer: int, tokens: int) -> Count:
         count = self.layers[layer].setdefault(tokens, Count())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anabranch.core.arguments import autocast_dtype
 from anabranch.core.library import ops
 from anabranch.experts.packed_cache import _identity
 from anabranch.skip.gated_ffn import gated_ffn, prefix_ffn
@@ -17,9 +18,9 @@ from anabranch.skip.policy import Keep, Width
 from anabranch.skip.runtime.decoder import LayerShape, is_linear
 
 
-def _is_inference(device: str) -> bool:
+def _is_inference(device: torch.device) -> bool:
     """Whether a copy of the weights may stand for them: no gradient, no cast, no trace."""
-    return not (torch.is_grad_enabled() or torch.is_autocast_enabled(device) or torch.compiler.is_compiling())
+    return not (torch.is_grad_enabled() or autocast_dtype(device) or torch.compiler.is_compiling())
 
 
 class WeightCache:
@@ -75,7 +76,7 @@ class LayerFfn:
         gate_up, down, gate_up_bias, down_bias = self._weights()
         biases: dict[str, Any] = {"gate_up_bias": gate_up_bias, "down_bias": down_bias}
         parts = gate_up if isinstance(gate_up, tuple) else (gate_up,)
-        if self.cache is not None and down.device.type == "cpu" and _is_inference("cpu"):
+        if self.cache is not None and down.device.type == "cpu" and _is_inference(down.device):
             sources = (*parts, down, *self._biases())
             packed = self.cache.get(sources, lambda: pack_ffn(gate_up, down, **biases))
             if isinstance(decision, Width):
@@ -83,7 +84,7 @@ class LayerFfn:
             else:
                 result = packed(x, decision.mask, **options)
             return result if cosine else (result, None)
-        if self.cache is not None and len(parts) == 2 and down.device.type != "cpu" and _is_inference(down.device.type):
+        if self.cache is not None and len(parts) == 2 and down.device.type != "cpu" and _is_inference(down.device):
             gate_up = self.cache.get(parts, lambda: torch.cat([part.detach() for part in parts]))
         options.update(biases)
         if isinstance(decision, Width):

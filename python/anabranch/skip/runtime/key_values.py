@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from anabranch.core.arguments import autocast_dtype
 from anabranch.skip.runtime.decoder import shadow
 
 
@@ -129,10 +130,9 @@ def write_nothing(layer: nn.Module, cache: Any, slot: int, batch: int, tokens: i
         shapes = [(batch, each.shape[1], tokens, each.shape[-1]) for each in (keys, values)]
         cache.update(keys.new_zeros(shapes[0]), values.new_zeros(shapes[1]), slot)
         return
-    device = x.device
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else x.dtype
+    dtype = autocast_dtype(x.device) or x.dtype
     shape = (batch, attention.config.num_key_value_heads, tokens, attention.head_dim)
-    zeros = torch.zeros(shape, dtype=dtype, device=device)
+    zeros = torch.zeros(shape, dtype=dtype, device=x.device)
     cache.update(zeros, zeros.clone(), slot)
 
 

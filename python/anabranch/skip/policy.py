@@ -56,10 +56,13 @@ class Layer:
         action: one `Action`, or int64 `[B]` of their values, one per sequence.
         otherwise: the output where skipped, instead of the layer's input. A branch that is `normed` reads the layer's
             input through its first norm.
+        gate: floating `[B]` or None: where the layer runs its output is `x + gate (layer(x) - x)`, and the gate takes a
+            gradient. For training.
     """
 
     action: Action | Tensor
     otherwise: Otherwise | None = None
+    gate: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,11 +73,13 @@ class Keep:
         mask: bool `[B, S]`, true where it runs.
         gate: floating `[B, S]` or None: multiplies the FFN's output where it runs, and takes a gradient.
         otherwise: what tokens get that skip; None: their own residual.
+        capacity: a bound on how many of the mask's B S entries are true, or None.
     """
 
     mask: Tensor
     gate: Tensor | None = None
     otherwise: Otherwise | None = None
+    capacity: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ def make(
     sums = torch.float64 if dtype == torch.float64 else torch.float32
 
     def values(*shape: int, scale: float = 1.0, of: torch.dtype = dtype) -> torch.Tensor:
-        return (torch.randn(*shape, dtype=torch.float64) * scale).to(of).requires_grad_()
+        return (torch.randn(shape, dtype=torch.float64) * scale).to(of).requires_grad_()
 
     def matrix(out: int, inputs: int) -> torch.Tensor:
         return values(out, inputs, scale=inputs**-0.5)

@@ -187,6 +187,8 @@ def test_fake_tensors_on_a_gpu(dtype: torch.dtype) -> None:
         arguments = (x, down, up, torch.ones(8, dtype=dtype), None, 1, 1e-6, 1, 1.0, True)
         y, saved = ops.lowrank_residual(*arguments)
         assert saved.shape == (18, 2)
+        single = (torch.randn(*shape, dtype=dtype) for shape in ((2, 8), (8, 2)))
+        assert lowrank_residual(x, *single).shape == (3, 6, 8)
         gradients = ops.lowrank_residual_backward(y, saved, *arguments, 0b01011)
         assert [g.shape for g in gradients] == [(3, 6, 8), (3, 2, 8), (0,), (8,), (0,)]
 

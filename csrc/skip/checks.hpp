@@ -18,6 +18,7 @@ inline void check_shape(const char* op, const char* name, const Tensor& tensor, 
     same = same && sizes[i] == shape[i];
     wanted += (i ? ", " : "") + std::to_string(shape[i]);
   }
+  if (shape.size() == 1) wanted += ",";
   check(same, op, ": ", name, " has shape ", shape_string(tensor), ", must be (", wanted, ") = ", meaning);
 }
 

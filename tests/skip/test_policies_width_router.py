@@ -175,6 +175,10 @@ def test_closed_gates_skip_and_samples_are_apart_and_reorder() -> None:
     third = run(ffns, policy, x, state)[0] - x
     torch.testing.assert_close(third, torch.stack([first[1], second[2], first[1]]))
     assert state.memory["uses", 0].tolist() == [2, 1, 2]
+    probability[:] = 0.3  # closed: nothing is added, and what is cached stays
+    assert torch.equal(run(ffns, policy, x, state)[0], x)
+    probability[:] = 0.55
+    torch.testing.assert_close(run(ffns, policy, later, state)[0] - later, third)
 
 
 @torch.no_grad()

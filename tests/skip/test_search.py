@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
 
 import pytest
 import torch
@@ -56,37 +58,75 @@ def test_partial_rewards_count_as_right_from_the_given_value_on() -> None:
     assert mcts_paths(lambda path: 0.5, 4, simulations=0) == []
 
 
-def first_choices(exploration: float, penalty: float) -> list[Path]:
-    """Evaluations in order where a path's reward is the share of even layers in it."""
+def even_share(path: Path) -> float:
+    return sum(layer % 2 == 0 for layer in path) / len(path)
+
+
+def reference(
+    num_layers: int, simulations: int, branching: int | None, exploration: float, penalty: float
+) -> list[Path]:
+    """Paths in order of evaluation, by tables of nodes; moves are tried from the largest path on."""
+    seen: list[Path] = []
+    paths: dict[int, Path] = {}
+    moves: dict[int, list[Path]] = {}
+    children: dict[int, list[int]] = {}
+    values: dict[int, list[float]] = {}
+
+    def add(path: Path) -> int:
+        counts = [path.count(layer) for layer in range(num_layers)]
+        options = set()
+        for at in range(len(path)):
+            for skipped in (1, 2):
+                if at + skipped <= len(path) and len(path) > skipped:
+                    options.add(tuple(x for i, x in enumerate(path) if not at <= i < at + skipped))
+            if counts[path[at]] == 1:
+                options.add(tuple(sorted((*path, path[at]))))
+        node = len(paths)
+        paths[node], children[node], values[node] = path, [], []
+        moves[node] = sorted(options - set(seen))[:branching]
+        return node
+
+    root = add(tuple(range(num_layers)))
+    seen.append(paths[root])
+    values[root].append(even_share(paths[root]))
+    for _ in range(simulations):
+        walk = [root]
+        while not moves[walk[-1]] and children[walk[-1]]:
+            total = len(values[walk[-1]])
+            scores = [
+                sum(values[c]) / len(values[c])
+                + exploration * (math.log(total) / len(values[c])) ** 0.5
+                - penalty * len(paths[c]) / num_layers
+                for c in children[walk[-1]]
+            ]
+            walk.append(children[walk[-1]][scores.index(max(scores))])
+        if moves[walk[-1]]:
+            child = add(moves[walk[-1]].pop())
+            children[walk[-1]].append(child)
+            walk.append(child)
+        path = paths[walk[-1]]
+        if path not in seen:
+            seen.append(path)
+        for node in walk:
+            values[node].append(even_share(path))
+    return seen
+
+
+@pytest.mark.parametrize("branching", [None, 3])
+@pytest.mark.parametrize(("exploration", "penalty"), [(1.8, 3.0), (1.0, 0.0), (0.2, 1.0)])
+def test_search_walks_as_the_formula_says(
+    branching: int | None, exploration: float, penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random.Random, "shuffle", lambda self, moves: None)
     seen: list[Path] = []
 
     def evaluate(path: Path) -> float:
         seen.append(path)
-        return sum(layer % 2 == 0 for layer in path) / len(path)
+        return even_share(path)
 
-    mcts_paths(evaluate, 5, exploration=exploration, length_penalty=penalty, branching=None)
-    return seen
-
-
-def test_every_move_of_the_root_comes_first_and_the_penalty_shortens() -> None:
-    seen = first_choices(1.8, 3.0)
-    whole = (0, 1, 2, 3, 4)
-    moves = [whole[:i] + whole[i + w :] for w in (1, 2) for i in range(6 - w)]
-    moves += [whole[: i + 1] + whole[i:] for i in range(5)]
-    assert sorted(seen[1:15]) == sorted(moves)
-    # The 15th simulation goes below the child of best score, by the formula.
-    score = {p: sum(x % 2 == 0 for x in p) / len(p) - 3 * len(p) / 5 for p in moves}
-    best = max(score.values())
-    parents = [p for p in moves if score[p] == best]
-    child = seen[15]
-    assert any(
-        child
-        in {p[:i] + p[i + w :] for w in (1, 2) for i in range(len(p) - w + 1)}
-        | {p[: i + 1] + p[i:] for i in range(len(p))}
-        for p in parents
-    )
-    lengths = [sum(map(len, first_choices(1.8, penalty)[15:60])) for penalty in (0.0, 3.0)]
-    assert lengths[1] < lengths[0]
+    options = {"simulations": 120, "branching": branching, "exploration": exploration, "length_penalty": penalty}
+    mcts_paths(evaluate, 6, **options)  # type: ignore[arg-type]
+    assert seen == reference(6, 120, branching, exploration, penalty) and len(seen) > 18
 
 
 def test_labels_of_a_path() -> None:

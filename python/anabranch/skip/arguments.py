@@ -209,7 +209,7 @@ def record_widths(
     branch: Branch,
 ) -> None:
     """`record_gated_ffn` of weights with `parts` first products whose elements take `element_size` bytes."""
-    if not CostMeter._active:
+    if not CostMeter._active or torch.compiler.is_compiling():  # sizes may be symbols, of which bytes cannot be told
         return
     rows, features = shape
     numbers = tuple((parts + 1) * features * width for width in reversed(widths) if width > 0)

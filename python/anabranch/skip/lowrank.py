@@ -69,9 +69,9 @@ def lowrank_residual(
     norm_weight, norm_bias, norm_kind, eps = norm_arguments(op, x, norm)
     dtype = compute_dtype(x, down_proj)
     mixed = x.dtype != dtype
-    rows_per_group = x[..., 0].numel() // groups if groups else 0
+    rows_per_group = x.shape[:-1].numel() // groups if groups else 0
     rows = x.reshape(groups, rows_per_group, x.shape[-1]).to(dtype)
-    matrices = (down_proj, up_proj) if not single else (down_proj[None], up_proj[None])
+    matrices = (down_proj, up_proj) if not single else (down_proj.unsqueeze(0), up_proj.unsqueeze(0))
     tensors = [None if one is None else one.to(dtype) for one in (rows, *matrices, norm_weight, norm_bias)]
     needs_grad = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
     kernel = ops.lowrank_residual if needs_grad else ops.lowrank_residual_inference

@@ -147,13 +147,14 @@ class LayerRouter(RecordingPolicy):
         sizes = counts // windows.clamp(min=1)
         window = token_numbers(x, padding) // sizes.clamp(min=1)[:, None]
         numbers = torch.arange(self.windows, device=x.device)
-        inside = (numbers[:, None] == window[:, None, :]) & (numbers < windows[:, None])[..., None]
+        inside = numbers[:, None] == window[:, None, :]
         if padding is not None:
             inside = inside & padding[:, None, :]
         weight = next(router.parameters())
         values = wide(x)
         means = inside.to(values.dtype) @ values / sizes.clamp(min=1)[:, None, None]
         votes = wide(router(means.to(weight.dtype)))
+        # The remainder makes windows of its own, which have no vote.
         valid = (numbers < windows[:, None]).to(votes.dtype)
         return (votes * valid[..., None]).sum(1) / windows.clamp(min=1)[:, None]
 

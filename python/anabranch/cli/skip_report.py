@@ -36,7 +36,7 @@ def write_report(
         parts += [
             "<h2>Speed against quality</h2>",
             "<p class=note>Right is faster, low is better; each point is a policy at one budget, with the share of "
-            "FFNs that ran while decoding. Lines join the budgets of a policy, dashed ones cross at the dense model.</p>",
+            "FFNs that ran while decoding. Lines join a policy's budgets, dashed ones cross at the dense model.</p>",
             _scatter(measured),
         ]
     layered = [result for result in results if result.layer_shares]

@@ -1,4 +1,4 @@
-"""The skip demo: to its last line, interrupted, without transformers; and that its measurements measure what they say."""
+"""The skip demo: to its last line, interrupted, without transformers; and what its measurements measure."""
 
 from __future__ import annotations
 

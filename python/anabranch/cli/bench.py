@@ -3,6 +3,9 @@
 All contenders of one row run in turn in one process, so that a machine whose speed drifts treats them alike; their
 medians are compared. The limit is the larger of FLOPs over measured peak and bytes over measured bandwidth. While
 training is measured on a CPU, freed memory stays with the process (`machine.freed_memory_kept`).
+
+A JSON file holds one room, named by its key "room": `bench/results` has <machine>.json of the experts and
+<machine>-skip.json of the skip room.
 """
 
 from __future__ import annotations

@@ -130,7 +130,15 @@ class Skip:
         kept, weights = int(keep.sum()), 3 * self.shape.hidden * self.shape.inner
         # Weights: read twice, their gradients written. Rows: x, y; dy, x, dx. First product: written, read.
         elements = 3 * weights + 5 * x.numel() + 4 * kept * self.shape.inner
-        return Workload("train skip 50%", tokens, kept, contenders, 6 * kept * weights, elements * dy.element_size())
+        return Workload(
+            "train skip 50%",
+            tokens,
+            kept,
+            contenders,
+            6 * kept * weights,
+            elements * dy.element_size(),
+            kept=kept / tokens,
+        )
 
     def packed(self) -> PackedFfn:
         """The weights packed, on the first use."""

@@ -14,7 +14,7 @@ td,th{padding:.3rem 1rem .3rem 0;border-bottom:1px solid #d8dce1;text-align:left
 svg{max-width:100%;min-width:520px;height:auto}
 svg text{font:12px system-ui,sans-serif;fill:#444;paint-order:stroke;stroke:#fff;stroke-width:3px;stroke-linejoin:round}
 svg text.on{stroke:none}
-@media(max-width:600px){table{font-size:13px}td,th{padding:.25rem .5rem .25rem 0}}
+@media(max-width:600px){table{font-size:12px}td,th{padding:.25rem .4rem .25rem 0}}
 pre{font:13px/1.45 ui-monospace,monospace;white-space:pre-wrap;border:1px solid #d8dce1;padding:.8rem}
 .note{color:#555;margin:.2rem 0 .6rem}.key span{padding:.1rem .5rem;margin-right:.3rem}"""
 

@@ -140,9 +140,13 @@ def _activation(experts: Any) -> Activation | None:
 
     if getattr(experts, "has_gate", True) and type(experts)._apply_gate is not _default_apply_gate:
         return None
+    return activation_name(experts.act_fn)
+
+
+def activation_name(function: object) -> Activation | None:
+    """Our name for an activation of transformers or torch; None if the kernels have no such one."""
     from transformers import activations
 
-    function = experts.act_fn
     names: list[tuple[type, Activation]] = [
         (nn.SiLU, "silu"),
         (activations.SiLUActivation, "silu"),

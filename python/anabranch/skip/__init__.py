@@ -20,6 +20,7 @@ from anabranch.skip.policies import (
     WidthRouter,
 )
 from anabranch.skip.policy import Action, Decision, Keep, KeyValueRule, Layer, Policy, State, Width
+from anabranch.skip.runtime import LayerReport, Report, apply, remove, report
 from anabranch.skip.search import FoundPath, OracleResult, mcts_paths, oracle_search, path_labels
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Keep",
     "KeyValueRule",
     "Layer",
+    "LayerReport",
     "LayerRouter",
     "LowRank",
     "MixtureOfDepths",
@@ -45,6 +47,7 @@ __all__ = [
     "PackedFfn",
     "Policy",
     "RecordingPolicy",
+    "Report",
     "SmallFfn",
     "State",
     "TemporalDrop",
@@ -52,6 +55,7 @@ __all__ = [
     "UniformSkip",
     "Width",
     "WidthRouter",
+    "apply",
     "budget_loss",
     "class_balanced_weights",
     "focal_loss",
@@ -62,4 +66,6 @@ __all__ = [
     "pack_ffn",
     "path_labels",
     "prefix_ffn",
+    "remove",
+    "report",
 ]

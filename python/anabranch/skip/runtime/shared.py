@@ -1,0 +1,54 @@
+"""What the layers of one model share. Imports transformers' cache: only `apply` imports this."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from anabranch.skip.policy import KeyValueRule, Policy
+from anabranch.skip.runtime.cache_layer import stream_of
+from anabranch.skip.runtime.counters import Counters
+from anabranch.skip.runtime.decoder import Decoder
+from anabranch.skip.runtime.padding import real_tokens
+from anabranch.skip.runtime.stream import Stream
+
+
+class Shared:
+    """One `apply`.
+
+    Attributes:
+        number: tells it from others in caches that outlive it.
+        policy, rule: as given.
+        counters: for `report`.
+        stream: of the forward that is under way.
+    """
+
+    def __init__(self, number: int, policy: Policy, rule: KeyValueRule, decoder: Decoder) -> None:
+        self.number = number
+        self.policy = policy
+        self.rule = rule
+        self.decoder = decoder
+        self.num_layers = len(decoder.layers)
+        self.skippable = policy.skippable_layers(self.num_layers)
+        self.counters = Counters(self.num_layers)
+        self.stream: Stream | None = None
+
+    def enter(self, index: int, x: Tensor, cache: Any, mask: Any) -> Stream:
+        """The stream of this call; found by its first layer."""
+        if index == 0:
+            stream = stream_of(cache, self.number, self.num_layers) if cache is not None else None
+            self.stream = stream or Stream(self.number, self.num_layers)
+            self.stream.batch = x.shape[0]
+            self.stream.last_ran = None
+            self.stream.state.padding = real_tokens(mask, x, cache, self.stream.state.position)
+        if self.stream is None:
+            raise ValueError(f"forward: layer {index} is called first, must be layer 0; call the whole decoder")
+        return self.stream
+
+    def leave(self, index: int, stream: Stream, tokens: int) -> None:
+        """After each layer; the last one ends the call."""
+        if index == self.num_layers - 1:
+            stream.state.padding = None
+            stream.state.advance(tokens)
+            self.stream = None

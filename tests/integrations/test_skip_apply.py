@@ -1,0 +1,268 @@
+"""Which models and policies `skip.apply` takes; what it refuses it names, and leaves the model as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from skip_cases import COMMON, LAYERS, Hashed, Sequences, Stepwise, build, prompt, steps
+from torch import Tensor
+
+from anabranch import skip
+from anabranch.skip import Action, Decision, Keep, KeyValueRule, Layer, Policy, State, Width
+from anabranch.skip.runtime.decoder import recognise
+
+COMPUTE, ALIAS, HOLE = KeyValueRule
+SMALL = {**COMMON, "num_hidden_layers": 2}
+ACCEPTED: dict[str, Any] = {
+    "LlamaConfig": {},
+    "Qwen2Config": {},
+    "Qwen3Config": {"head_dim": 16},
+    "MistralConfig": {},
+    "Phi3Config": {},
+    "StableLmConfig": {},  # LayerNorm
+    "SmolLM3Config": {"no_rope_layers": [1, 0]},
+    "SeedOssConfig": {"head_dim": 16},
+    "Glm4MoeConfig": None,
+    "GraniteConfig": {"residual_multiplier": 1.0},
+}
+REFUSED: dict[str, Any] = {
+    "GraniteConfig": {"residual_multiplier": 0.5},  # Llama's names, another residual
+    "GemmaConfig": {"head_dim": 16},  # Llama's names, a norm that adds 1 to its weight
+    "Gemma2Config": {"head_dim": 16},  # norms behind attention and FFN
+    "Olmo2Config": {},
+    "CohereConfig": {},  # attention beside the FFN
+    "MixtralConfig": {"num_local_experts": 2},
+    "Qwen3MoeConfig": {"num_experts": 2, "moe_intermediate_size": 8, "num_experts_per_tok": 1},
+    "Starcoder2Config": {},  # no gate
+    "GPT2Config": None,  # no such layers at all
+}
+
+
+def make(name: str, options: Any) -> Any:
+    if not hasattr(transformers, name):
+        pytest.skip(f"these transformers have no {name}")
+    config = getattr(transformers, name)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config(n_embd=64, n_layer=2, n_head=4) if options is None else config(**{**SMALL, **options})
+    )
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", [name for name, options in ACCEPTED.items() if options is not None])
+def test_models_with_this_line_are_taken(name: str) -> None:
+    """And never-skip through the op is the model, so the line was read right."""
+    model, tokens = make(name, ACCEPTED[name]), prompt(2, 6)
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            parameter.uniform_(0.5, 1.5) if "norm" in parameter_name else parameter.normal_(0, 0.1)
+        plain = model(tokens).logits
+        # A gate of one is multiplied by: the op runs where the host knows no better.
+        skip.apply(model, Gated())
+        torch.testing.assert_close(model(tokens).logits, plain, rtol=1e-4, atol=1e-4)
+
+
+class Gated(Policy):
+    def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
+        return Keep(torch.ones(x.shape[:2], dtype=torch.bool, device=x.device), torch.ones_like(x[..., 0]))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_models_are_refused_and_named(name: str) -> None:
+    model = make(name, REFUSED[name])
+    keys = [set(module.__dict__) for module in model.modules()]
+    with pytest.raises(ValueError, match=r"apply: (layer 0 \(\w+Layer\)|model) .*must .*; "):
+        skip.apply(model, Hashed())
+    assert [set(module.__dict__) for module in model.modules()] == keys
+
+
+def test_looking_at_a_model_draws_no_random_number() -> None:
+    model = build()
+    state = torch.get_rng_state()
+    skip.apply(model, Hashed())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_on_no_device_is_recognised() -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**COMMON))
+    assert recognise(model).hidden_size == 64
+
+
+class Wrong(Policy):
+    """Answers what its scope does not have."""
+
+    def __init__(self, scope: str, answer: Any, **attributes: Any) -> None:
+        super().__init__()
+        self.scope, self.answer = scope, answer  # type: ignore[assignment]
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def skippable_layers(self, num_layers: int) -> set[int]:
+        return getattr(self, "layers", {1})
+
+    def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
+        return self.answer
+
+
+NOT_APPLIED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "no policy": (torch.nn.Linear(2, 2), {}, "policy is a Linear"),
+    "layers out of range": (Wrong("ffn", None, layers={1, 4, 9}), {}, r"layers \[4, 9\].*0 to 3"),
+    "negative layers": (Wrong("ffn", None, layers={-1}), {}, r"layers \[-1\]"),
+    "widths above the intermediate size": (Hashed(widths=(0, 173)), {}, "widths reach 173"),
+    "a rule for policies that keep attention": (Hashed(), {"key_values": HOLE}, "key_values is HOLE"),
+    "a cosine of whole layers": (Wrong("layer", None, needs_cosine=True), {}, "needs the cosine"),
+    "alias of nothing": (Sequences([[0, 1, 1, 1]]), {"key_values": ALIAS}, "layer 0"),
+    "alias that revives": (Sequences([[1, 0, 1, 1]], revives=True), {"key_values": ALIAS}, "revives"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_APPLIED)
+def test_policies_that_do_not_fit_are_refused(case: str) -> None:
+    policy, options, message = NOT_APPLIED[case]
+    model, tokens = build(), prompt()
+    skip.apply(model, Hashed())
+    with torch.no_grad():
+        before = model(tokens).logits
+        with pytest.raises(ValueError, match=message):
+            skip.apply(model, policy, **options)
+        assert torch.equal(model(tokens).logits, before)
+
+
+@pytest.mark.parametrize("policy", [Sequences([[1, 0, 1, 1]], HOLE, revives=True), Sequences([[1, 2, 1, 1]])])
+def test_holes_and_repeats_need_full_masked_attention(policy: Policy) -> None:
+    with pytest.raises(ValueError, match="sliding windows"):
+        skip.apply(build("mistral"), policy)
+    model = build()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="flash_attention_2"):
+        skip.apply(model, policy)
+
+
+def test_a_replaced_forward_is_refused() -> None:
+    model = build()
+    model.model.layers[2].forward = lambda *args, **kwargs: args[0]
+    with pytest.raises(ValueError, match=r"layer 2 .* forward of its own"):
+        skip.apply(model, Hashed())
+    assert "forward" not in model.model.layers[0].__dict__
+
+
+def test_an_adapter_around_a_projection_is_refused() -> None:
+    model, tokens = build(), prompt()
+
+    class Adapter(torch.nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x.mean()
+
+    adapter = Adapter(64, 172, bias=False)
+    skip.apply(model, Hashed())
+    model.model.layers[3].mlp.up_proj = adapter
+    with pytest.raises(ValueError, match=r"mlp\.up_proj has become a Adapter"):
+        model(tokens)
+    with pytest.raises(ValueError, match=r"layer 3 .* FFN"):
+        skip.apply(model, Hashed())
+
+
+WRONG_ANSWERS: dict[str, tuple[Policy, str]] = {
+    "layer in ffn": (Wrong("ffn", Layer(Action.RUN)), "gives Layer for layer 0, must give Keep"),
+    "keep in layer": (Wrong("layer", Keep(torch.ones(2, 9, dtype=torch.bool))), "gives Keep for layer 0"),
+    "a layer not named": (Wrong("layer", Layer(Action.SKIP)), "layer 0, must give RUN"),
+    "a repeat not named": (Wrong("layer", Layer(Action.REPEAT), layers=set(range(4))), "must give SKIP or RUN"),
+    "another batch": (Wrong("layer", Layer(torch.ones(3, dtype=torch.int64))), r"tensor \(3,\) .* int64 \[2\]"),
+    "another dtype": (Wrong("layer", Layer(torch.ones(2))), r"int64 \[2\]"),
+    "another mask": (Wrong("ffn", Keep(torch.zeros(2, 8, dtype=torch.bool))), "keep"),
+    "another index": (Wrong("ffn", Width(torch.zeros(3, dtype=torch.int64), (0, 40))), "width_index"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ANSWERS)
+def test_wrong_answers_are_named(case: str) -> None:
+    policy, message = WRONG_ANSWERS[case]
+    model, tokens = build(), prompt()
+    skip.apply(model, policy)
+    with pytest.raises(ValueError, match=message):
+        model(tokens)
+
+
+def test_caches_that_the_policy_has_not_seen_are_refused() -> None:
+    model, tokens = build(), prompt()
+    plain = transformers.DynamicCache(config=model.config)
+    steps(model, tokens, 5, plain)
+    skip.apply(model, Sequences([[1, 0, 1, 1]]))
+    with pytest.raises(ValueError, match="cache holds 9 tokens, must hold the 0"):
+        steps(model, tokens, 5, plain)
+    short = transformers.StaticCache(config=transformers.LlamaConfig(**SMALL), max_cache_len=20)
+    with pytest.raises(ValueError, match="cache has 2 layers, must have 4"):
+        steps(model, tokens, 5, short)
+    seen = transformers.DynamicCache(config=model.config)
+    steps(model, tokens, 5, seen)
+    seen.layers[0].crop(-2)  # behind the back of the others
+    with pytest.raises(ValueError, match="cache holds 7 tokens, must hold the 9"):
+        steps(model, tokens, 5, seen)
+    other = transformers.DynamicCache(config=model.config)
+    steps(model, tokens, 5, other)
+    skip.apply(model, Sequences([[1, 0, 1, 1]]))
+    with pytest.raises(ValueError, match="cache holds 9 tokens, must hold the 0"):
+        steps(model, tokens, 5, other)
+
+
+def test_a_cache_that_was_cropped() -> None:
+    """Holes are taken back with the tokens; what a policy remembers cannot be."""
+    model, tokens = build(), prompt()
+    policy = Stepwise(lambda layer, step: int(layer != 1 or step % 2 == 0), HOLE)
+    skip.apply(model, policy)
+    wanted = steps(model, tokens[:, :7], 5)
+    cache = transformers.DynamicCache(config=model.config)
+    steps(model, tokens, 5, cache)
+    cache.crop(-4)
+    stream = cache.layers[LAYERS].stream
+    assert stream.state.position == 5
+    stream.state.step = 1  # a policy that goes by steps would count on
+    with torch.no_grad():
+        rest = [model(tokens[:, i : i + 1], cache=cache, use_cache=True).logits for i in (5, 6)]
+    torch.testing.assert_close(torch.cat(rest, 1), wanted[:, 5:], rtol=1e-4, atol=1e-4)
+    skip.apply(model, Sequences([[1, 0, 1, 1]]))
+    cache = transformers.DynamicCache(config=model.config)
+    steps(model, tokens, 5, cache)
+    assert not cache.is_croppable
+    cache.crop(-2)
+    with pytest.raises(ValueError, match="cache has lost tokens"):
+        model(tokens[:, 7:8], cache=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("rule", [ALIAS, HOLE])
+@pytest.mark.parametrize("each", [False, True])
+def test_running_a_layer_again_without_its_keys_is_refused(rule: KeyValueRule, each: bool) -> None:
+    """A policy that says it does not, and does."""
+    model, tokens = build(), prompt()
+
+    class Liar(Stepwise):
+        def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
+            action = self.actions(layer, step)
+            return Layer(torch.tensor([1, action]) if each else Action(action))
+
+    skip.apply(model, Liar(lambda layer, step: int(layer != 1 or step != 1), rule, revives=False))
+    with pytest.raises(ValueError, match="layer 1 is to run for a sequence that has skipped it"):
+        steps(model, tokens, 5)
+
+
+def test_layers_called_alone_are_refused() -> None:
+    model = build()
+    skip.apply(model, Hashed())
+    with pytest.raises(ValueError, match="layer 1 is called first"):
+        model.model.layers[1](torch.randn(1, 2, 64))
+
+
+def test_batches_are_selected_and_repeated_with_their_cache() -> None:
+    model, tokens = build(), prompt(2, 9)
+    skip.apply(model, Sequences([[1, 0, 1, 2], [2, 1, 0, 1]], HOLE))
+    wanted = steps(model, tokens, 7)
+    cache = transformers.DynamicCache(config=model.config)
+    steps(model, tokens[:, :7], 7, cache)
+    cache.batch_repeat_interleave(2)
+    cache.batch_select_indices(torch.tensor([3, 0]))
+    with torch.no_grad():
+        rest = [model(tokens.flip(0)[:, i : i + 1], cache=cache, use_cache=True).logits for i in (7, 8)]
+    torch.testing.assert_close(torch.cat(rest, 1).flip(0), wanted[:, 7:], rtol=1e-4, atol=1e-4)

@@ -30,7 +30,8 @@ demo: build
 	$(PY) -m anabranch demo
 
 bench: build
-	$(PY) -m anabranch bench
+	$(PY) -m anabranch bench experts
+	$(PY) -m anabranch bench skip
 
 test: build cpp-test
 	$(PY) -m pytest tests

@@ -94,11 +94,13 @@ def test_every_step_runs(machine: Machine) -> None:
         "python3 -m pytest --device cuda -p no:cacheprovider tests/gpu",
         "compute-sanitizer --tool memcheck",
         "compute-sanitizer --tool racecheck",
-        "python3 -m anabranch bench --device cuda",
+        "python3 -m anabranch bench experts --device cuda",
+        "python3 -m anabranch bench skip --device cuda",
     ):
         assert call in calls, f"{call} was not called:\n{calls}"
     assert calls.count("python3 .ci/every_kernel.py cuda") == 4  # the build's, the wheel's, and twice checked
-    assert (machine.root / "bench" / "results" / "a-gpu.json").exists()
+    results = machine.root / "bench" / "results"
+    assert (results / "a-gpu.json").exists() and (results / "a-gpu-skip.json").exists()
 
 
 @pytest.mark.parametrize(

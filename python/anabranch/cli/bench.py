@@ -14,32 +14,23 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from anabranch.cli.bench_chart import chart
-from anabranch.cli.bench_experts import Experts, Shape
-from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, Workload, measure
+from anabranch.cli.bench_rooms import ROOMS
+from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, measure
 from anabranch.cli.machine import Limits, device_name, freed_memory_kept, measure_limits
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-MODES = ("forward", "variable_k", "training")
-
-_TOKENS = {
-    "cpu": {"forward": [1, 16, 128, 512, 2048], "variable_k": [2048], "training": [128, 512, 2048]},
-    "cuda": {
-        "forward": [1, 16, 128, 512, 2048, 8192, 32768],
-        "variable_k": [2048, 32768],
-        "training": [128, 512, 2048, 32768],
-    },
-    "quick": {"forward": [1, 16], "variable_k": [64], "training": [16]},
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to measure; None means the default of the mode and device: on the CPU float32 is measured forward only."""
+    """What to measure; None means the default of the room's mode and the device."""
 
+    room: str
     device: str
     modes: list[str]
     dtypes: list[str] | None
@@ -53,24 +44,26 @@ class Settings:
     def dtypes_of(self, mode: str) -> list[str]:
         if self.dtypes is not None:
             return self.dtypes
-        return ["bfloat16", "float32"] if mode == "forward" and self.device == "cpu" else ["bfloat16"]
+        both = self.device == "cpu" and mode in ROOMS[self.room].both_dtypes
+        return ["bfloat16", "float32"] if both else ["bfloat16"]
 
     def tokens_of(self, mode: str) -> list[int]:
-        return self.tokens or _TOKENS["quick" if self.quick else self.device][mode]
+        return self.tokens or ROOMS[self.room].tokens["quick" if self.quick else self.device][mode]
 
 
 def run(settings: Settings) -> int:
     """Prints the table row by row, and writes the files that were asked for. Returns 0."""
     device, before = torch.device(settings.device), torch.get_num_threads()
-    shape = Shape(8, 128, 96, 2) if settings.quick else Shape()
+    room = ROOMS[settings.room]
+    shape = room.quick_shape if settings.quick else room.shape
     torch.manual_seed(0)
     print(f"{device_name(device)}; torch {torch.__version__}; {shape}; median of {settings.repeats}", flush=True)
     try:
         limits = _limits(settings, device, "limits")
-        print(header(), flush=True)
+        print(room.header(), flush=True)
         rows = []
         for row in _rows(settings, shape, device, limits):
-            print(format_row(row), flush=True)
+            print(room.format_row(row), flush=True)
             rows.append(row)
         # Far from the first ones, another program was at work during the run and the percentages are worth little.
         after = _limits(settings, device, "limits after")
@@ -96,74 +89,30 @@ def _limits(settings: Settings, device: torch.device, label: str) -> dict[tuple[
     return limits
 
 
-def _rows(
-    settings: Settings, shape: Shape, device: torch.device, limits: dict[tuple[str, int], Limits]
-) -> Iterator[Row]:
+def _rows(settings: Settings, shape: Any, device: torch.device, limits: dict[tuple[str, int], Limits]) -> Iterator[Row]:
+    room = ROOMS[settings.room]
     stopwatch = CpuStopwatch() if device.type == "cpu" else CudaStopwatch(device)
     for dtype in DTYPES:
-        modes = [mode for mode in MODES if mode in settings.modes and dtype in settings.dtypes_of(mode)]
+        modes = [mode for mode in room.modes if mode in settings.modes and dtype in settings.dtypes_of(mode)]
         if not modes:
             continue
-        experts = Experts(shape, DTYPES[dtype], device)
+        loaded = room.load(shape, DTYPES[dtype], device)
         for mode in modes:
-            if mode == "training":
-                experts.drop_packed()
             keeps = mode == "training" and device.type == "cpu"
             with freed_memory_kept() if keeps else contextlib.nullcontext():
                 for threads, tokens in itertools.product(settings.threads, settings.tokens_of(mode)):
                     torch.set_num_threads(threads)
-                    for workload in _workloads(experts, mode, tokens):
+                    for workload in loaded.workloads(mode, tokens):
                         with torch.set_grad_enabled(mode == "training"):
                             row = measure(workload, dtype, threads, limits[dtype, threads], stopwatch, settings.repeats)
                         yield row
-        del experts, workload
+        del loaded, workload
         gc.collect()  # gigabytes, before the next dtype's
-
-
-def _workloads(experts: Experts, mode: str, tokens: int) -> Iterator[Workload]:
-    if mode == "forward":
-        yield experts.forward(tokens)
-    elif mode == "variable_k":
-        yield experts.variable_k(tokens)
-    else:
-        yield experts.training(tokens)
-        if experts.device.type == "cuda":
-            yield experts.backward(tokens)
-
-
-def header() -> str:
-    return (
-        f"{'workload':<16} {'dtype':<8} {'thr':>3} {'tokens':>6}   {'packed ms':>9} {'int8 ms':>9} {'unpacked':>9} "
-        f"{'spread':>6}   {'x torch':>7} {'x transformers':>14} {'x fixed k':>9} {'x padded':>8}   "
-        f"{'limit ms':>8} {'% of limit':>10} {'int8 %':>6}"
-    )
-
-
-def format_row(row: Row) -> str:
-    """One line: our times in ms, peers' times over ours, and the limit over ours; "-" where nothing was measured."""
-    times = " ".join(f"{_number(row.medians_ms.get(name)):>9}" for name in ("packed", "int8", "unpacked"))
-    ratios = " ".join(
-        f"{_number(row.ratio(peer)):>{width}}"
-        for peer, width in (("torch", 7), ("transformers", 14), ("fixed k", 9), ("padded", 8))
-    )
-    return (
-        f"{row.workload:<16} {row.dtype:<8} {row.threads:>3} {row.tokens:>6}   {times} {row.spreads[row.ours]:>6.0%}   "
-        f"{ratios}   {_number(row.limit_ms):>8} {_percent(row.of_limit(row.ours)):>10} "
-        f"{_percent(row.of_limit('int8')):>6}" + (f"  eager: {', '.join(row.eager)}" if row.eager else "")
-    )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
 
 
 def _write(
     settings: Settings,
-    shape: Shape,
+    shape: Any,
     device: torch.device,
     limits: dict[str, dict[tuple[str, int], Limits]],
     rows: list[Row],
@@ -171,6 +120,7 @@ def _write(
     title = f"{device_name(device)}, torch {torch.__version__}"
     if settings.json is not None:
         record = {
+            "room": settings.room,
             "device": device_name(device),
             "torch": torch.__version__,
             "shape": dataclasses.asdict(shape),
@@ -181,8 +131,17 @@ def _write(
                 ]
                 for when, found in limits.items()
             },
-            "rows": [{**dataclasses.asdict(row), "ours": row.ours, "of_limit": row.of_limit(row.ours)} for row in rows],
+            "rows": [
+                {
+                    **dataclasses.asdict(row),
+                    "ours": row.ours,
+                    "of_limit": row.of_limit(row.ours),
+                    "of_ideal": row.of_ideal("dense"),
+                    "of_onednn": row.of_ideal("onednn"),
+                }
+                for row in rows
+            ],
         }
         settings.json.write_text(json.dumps(record, indent=1) + "\n")
     if settings.svg is not None:
-        settings.svg.write_text(chart(title, rows))
+        settings.svg.write_text(chart(title, rows, ROOMS[settings.room].peers))

@@ -17,16 +17,26 @@ _MARKS = {
     "unpacked": ("line", "#1b3f66"),
     "torch": ("circle", "#d9822b"),
     "transformers": ("square", "#b5403a"),
+    "eager": ("circle", "#d9822b"),
+    "naive": ("square", "#b5403a"),
+    "onednn": ("diamond", "#7a4fb5"),
+    "grouped": ("circle", "#2e8b57"),
 }
 _NAMES = {"int8": "int8, of its own limit"}
 
 
-def chart(title: str, rows: Sequence[Row]) -> str:
+def chart(title: str, rows: Sequence[Row], peers: Sequence[str] = tuple(_MARKS)) -> str:
     """An SVG: a bar per row for our preferred variant and a mark per other one, at limit / time in percent.
 
-    Rows are grouped by workload, dtype and threads. The axis ends at 100 %; a contender beyond it, which means that the
-    limit was measured in a worse moment than the contender, is drawn at the end and its number says so.
+    Rows are grouped by workload, dtype and threads; those where nothing runs have no limit and are left out. The axis
+    ends at 100 %; a contender beyond it, which means that the limit was measured in a worse moment than the contender,
+    is drawn at the end and its number says so. `peers` are the contenders that get marks.
     """
+    order: dict[tuple[str, str, int], int] = {}
+    for row in rows:
+        order.setdefault((row.workload, row.dtype, row.threads), len(order))
+    rows = [row for row in rows if row.kept != 0.0]
+    rows = sorted(rows, key=lambda row: order[row.workload, row.dtype, row.threads])
     body, y = [], float(_TOP)
     for (workload, dtype, threads), group in groupby(rows, key=lambda row: (row.workload, row.dtype, row.threads)):
         of_group = list(group)
@@ -34,7 +44,7 @@ def chart(title: str, rows: Sequence[Row]) -> str:
         body.append(_text(_LEFT, y + 20, f"{workload}, {dtype}{on}", "start", "bold"))
         y += _GROUP - 6
         for row in of_group:
-            body += _row(row, y)
+            body += _row(row, y, peers)
             y += _ROW
         y += 6
     bottom = y + 2
@@ -51,7 +61,7 @@ def chart(title: str, rows: Sequence[Row]) -> str:
             f'<rect width="{_WIDTH}" height="{height:.0f}" fill="white"/>',
             _text(16, 22, "Percent of the machine's limit, by number of tokens", "start", "bold", 15),
             _text(16, 40, title, "start"),
-            *_legend(row_names(rows)),
+            *_legend(row_names(rows), peers),
             *grid,
             *body,
             "</svg>\n",
@@ -68,7 +78,7 @@ def _x(share: float) -> float:
     return _LEFT + (_WIDTH - _LEFT - _RIGHT) * min(max(share, 0.0), 1.0)
 
 
-def _row(row: Row, y: float) -> list[str]:
+def _row(row: Row, y: float, peers: Sequence[str]) -> list[str]:
     middle, share = y + _ROW / 2, row.of_limit(row.ours) or 0.0
     lines = [
         _text(_LEFT - 8, middle + 4, f"{row.tokens}", "end"),
@@ -76,7 +86,7 @@ def _row(row: Row, y: float) -> list[str]:
         _text(_WIDTH - 16, middle + 4, f"{share:.0%}", "end", "bold"),
     ]
     for name, (shape, color) in _MARKS.items():
-        reached = row.of_limit(name)
+        reached = row.of_limit(name) if name in peers else None
         if reached is not None and name != row.ours:
             lines.append(_mark(shape, color, _x(reached), middle))
     return lines
@@ -93,12 +103,12 @@ def _mark(shape: str, color: str, x: float, y: float) -> str:
     return f'<path d="M{x - 6:.1f} {y:.1f}l6 -6l6 6l-6 6z" {style}/>'
 
 
-def _legend(names: set[str]) -> list[str]:
+def _legend(names: set[str], peers: Sequence[str]) -> list[str]:
     ours = "ours: packed, or as they are in training" if "packed" in names else "ours"
     items = [f'<rect x="16" y="52" width="14" height="12" fill="{_BAR}"/>', _text(36, 62, ours, "start")]
     x = 56 + 6.4 * len(ours)
     for name, (shape, color) in _MARKS.items():
-        if name in names and not (name == "unpacked" and "packed" not in names):
+        if name in names and name in peers and not (name == "unpacked" and "packed" not in names):
             label = _NAMES.get(name, name)
             items += [_mark(shape, color, x, 58), _text(x + 11, 62, label, "start")]
             x += 34 + 6.4 * len(label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -55,6 +55,18 @@ class Experts:
     def drop_packed(self) -> None:
         """Frees the packed copies: a backward needs the memory for gradients."""
         self._packed = None
+
+    def workloads(self, mode: str, tokens: int) -> Iterator[Workload]:
+        """Those of one mode."""
+        if mode == "forward":
+            yield self.forward(tokens)
+        elif mode == "variable_k":
+            yield self.variable_k(tokens)
+        else:
+            self.drop_packed()
+            yield self.training(tokens)
+            if self.device.type == "cuda":
+                yield self.backward(tokens)
 
     def forward(self, tokens: int) -> Workload:
         """Inference with k distinct random experts per token. A call builds its plan, as the peers sort in theirs."""

@@ -22,9 +22,11 @@ class Workload:
     """What is to be timed, and the least work that it takes.
 
     Attributes:
-        pairs: (token, expert) pairs routed. contenders: what each one calls, by name.
+        pairs: (token, expert) pairs routed, or rows that run. contenders: what each one calls, by name.
         flops, nbytes: arithmetic, and bytes of weights and rows that must move at least once.
         int8_nbytes: the same with int8 weights; None where int8 does not take part.
+        kept: share of the dense work that runs; None where that is not what the workload is about.
+        calls: how often a contender does its work in one call, for work too short to be timed alone.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Workload:
     flops: int
     nbytes: int
     int8_nbytes: int | None = None
+    kept: float | None = None
+    calls: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Row:
         medians_ms, spreads: per contender; a spread is (longest - shortest) / median. A contender that is not installed
             or does not apply is missing.
         limit_ms: of the dtype's own bytes; int8_limit_ms: of int8 weights, at the same arithmetic peak.
+        kept: as the workload's; floor_ms: the least time to move its bytes.
         eager: on a GPU, contenders that ran without a graph in a row that otherwise replays graphs.
     """
 
@@ -57,6 +62,8 @@ class Row:
     limit_ms: float
     int8_limit_ms: float | None
     eager: list[str] = dataclasses.field(default_factory=list)
+    kept: float | None = None
+    floor_ms: float | None = None
 
     @property
     def ours(self) -> str:
@@ -73,6 +80,12 @@ class Row:
             return None
         limit = self.limit_ms if contender != "int8" or self.int8_limit_ms is None else self.int8_limit_ms
         return limit / self.medians_ms[contender]
+
+    def of_ideal(self, dense: str) -> float | None:
+        """Our time over the larger of `kept` times the dense contender's and the floor: 1 is ideal; None without."""
+        if dense not in self.medians_ms or self.kept is None or self.floor_ms is None:
+            return None
+        return self.medians_ms[self.ours] / max(self.kept * self.medians_ms[dense], self.floor_ms)
 
 
 class Stopwatch(Protocol):
@@ -150,7 +163,7 @@ def measure(workload: Workload, dtype: str, threads: int, limits: Limits, stopwa
         for name, (call, _) in prepared.items():
             elapsed = stopwatch.milliseconds(call)
             if round_:
-                times[name].append(elapsed)
+                times[name].append(elapsed / workload.calls)
     medians = {name: statistics.median(of_one) for name, of_one in times.items()}
     return Row(
         workload.name,
@@ -163,4 +176,6 @@ def measure(workload: Workload, dtype: str, threads: int, limits: Limits, stopwa
         limits.milliseconds(workload.flops, workload.nbytes),
         None if "int8" not in medians else limits.milliseconds(workload.flops, workload.int8_nbytes or 0),
         [name for name, (_, eager) in prepared.items() if eager],
+        workload.kept,
+        None if workload.kept is None else limits.milliseconds(0, workload.nbytes),
     )

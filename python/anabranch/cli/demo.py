@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from anabranch.cli.model import CONTEXT, EXPERTS, LAYERS, ROUTERS, ByteModel, experts_per_byte, losses
+from anabranch.cli.progress import progress_bar, table
 from anabranch.cli.report import Result, write_report
 from anabranch.cli.text import BYTE_CLASSES, classify, load_text
 from anabranch.core.cost import CostMeter
@@ -34,8 +33,9 @@ def run(minutes: float, text: Path | None, out: Path, seed: int) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted: the report holds what there is", flush=True)
         status = 130
-    print(table(results), flush=True)
-    write_report(out, results, table_rows(results))
+    rows = table_rows(results)
+    print(table(rows), flush=True)
+    write_report(out, results, rows)
     print(f"wrote {out}", flush=True)
     return status
 
@@ -48,7 +48,7 @@ def train_variant(result: Result, train: Tensor, validation: Tensor, seconds: fl
     batches = torch.Generator().manual_seed(seed)
     start = time.monotonic()
     budget = seconds * (1 - EVALUATION_SHARE)
-    progress = _progress_bar(result.name, budget)
+    progress = progress_bar(result.name, budget)
     while (elapsed := time.monotonic() - start) < budget or not result.seconds:
         share = min(elapsed / budget, 1.0)
         for group in optimizer.param_groups:
@@ -116,12 +116,6 @@ def table_rows(results: list[Result]) -> list[tuple[str, ...]]:
     return rows
 
 
-def table(results: list[Result]) -> str:
-    rows = table_rows(results)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
 def _batch(train: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     starts = torch.randint(0, len(train) - CONTEXT - 1, (BATCH, 1), generator=generator)
     rows = train[starts + torch.arange(CONTEXT + 1)]
@@ -133,30 +127,3 @@ def _validation_batches(validation: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for chunk in starts.split(BATCH):
         rows = validation[chunk + torch.arange(CONTEXT + 1)]
         yield rows[:, :-1], rows[:, 1:]
-
-
-class _PlainProgress:
-    """Stands in for tqdm where it is not installed: a line now and then."""
-
-    def __init__(self, name: str, total: float) -> None:
-        self.name, self.total, self.n, self.shown = name, total, 0.0, 0.0
-
-    def update(self, amount: float) -> None:
-        self.n += amount
-
-    def set_postfix_str(self, text: str) -> None:
-        if self.n - self.shown > self.total / 10:
-            self.shown = self.n
-            print(f"{self.name:6} {self.n / self.total:4.0%}  {text}", flush=True)
-
-    def close(self) -> None:
-        pass
-
-
-def _progress_bar(name: str, total: float) -> Any:
-    with suppress(ImportError):
-        from tqdm import tqdm
-
-        layout = "{desc:6} {percentage:3.0f}%|{bar:24}| {elapsed} {postfix}"
-        return tqdm(total=total, desc=name, bar_format=layout, mininterval=0.5)
-    return _PlainProgress(name, total)

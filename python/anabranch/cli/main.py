@@ -18,18 +18,29 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m anabranch", description=anabranch.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="what this installation has")
-    demo = commands.add_parser("demo", help="train a dense, a top-2 and a dynamic byte-level language model")
-    demo.add_argument("--minutes", type=float, default=2.0, help="time for all three variants (default 2)")
+    demo = commands.add_parser("demo", help="train byte-level language models on real text and compare them")
+    demo.add_argument(
+        "--job",
+        choices=["experts", "skip"],
+        default="experts",
+        help="experts: a dense, a top-2 and a dynamic model; skip: speed and quality of one model under policies that "
+        "skip its layers or FFNs, needs transformers (default experts)",
+    )
+    demo.add_argument("--minutes", type=float, default=2.0, help="time for the whole job (default 2)")
     demo.add_argument("--text", type=Path, help="a text file; default: the Python standard library's sources")
     demo.add_argument("--out", type=Path, default=Path("report.html"), help="default report.html")
     demo.add_argument("--seed", type=int, default=0)
     bench = commands.add_parser("bench", help="time the kernels beside their peers and the machine's limit")
     bench.add_argument(
-        "room", nargs="?", choices=["experts"], default="experts", help="whose kernels (default experts)"
+        "room", nargs="?", choices=["experts", "skip"], default="experts", help="whose kernels (default experts)"
     )
-    bench.add_argument("--mode", nargs="+", choices=["forward", "variable_k", "training"], help="default: all")
     bench.add_argument(
-        "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16, and float32 forward on the CPU"
+        "--mode",
+        nargs="+",
+        help="experts: forward, variable_k, training; skip: forward, skipped, width, lowrank, training; default: all",
+    )
+    bench.add_argument(
+        "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16; on the CPU often float32 too"
     )
     bench.add_argument("--tokens", nargs="+", type=int, help="default: several numbers for each mode")
     bench.add_argument("--threads", nargs="+", type=int, help="default: one, then all; on a GPU as torch has them")
@@ -43,14 +54,30 @@ def main(arguments: list[str]) -> int:
         return info()
     if options.command == "bench":
         return _bench(bench, options)
-    if not 0 < options.minutes < float("inf"):
-        demo.error(f"--minutes is {options.minutes}, must be positive")
-    from anabranch.cli.demo import run
+    return _demo(demo, options)
 
+
+def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if not 0 < options.minutes < float("inf"):
+        parser.error(f"--minutes is {options.minutes}, must be positive")
+    if not options.out.parent.is_dir():
+        parser.error(f"{options.out.parent} is no folder to write {options.out.name} into; make it first")
     try:
+        if options.job == "skip":
+            return _demo_skip(options)
+        from anabranch.cli.demo import run
+
         return run(options.minutes, options.text, options.out, options.seed)
-    except (OSError, ValueError) as error:
-        demo.error(str(error))
+    except (ImportError, OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _demo_skip(options: argparse.Namespace) -> int:
+    try:
+        from anabranch.cli.demo_skip import run
+    except ImportError as error:
+        raise ImportError(f"--job skip needs transformers: pip install 'transformers>=5.23' ({error})") from error
+    return run(options.minutes, options.text, options.out, options.seed)
 
 
 def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
@@ -61,14 +88,20 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     for path in (options.json, options.svg):
         if path is not None and not path.parent.is_dir():
             parser.error(f"{path.parent} is no folder to write {path.name} into; make it first")
-    from anabranch.cli.bench import MODES, Settings, run
+    from anabranch.cli.bench import Settings, run
+    from anabranch.cli.bench_rooms import ROOMS
 
+    modes = ROOMS[options.room].modes
+    for mode in options.mode or ():
+        if mode not in modes:
+            parser.error(f"argument --mode: invalid choice: {mode!r} (bench {options.room} has {', '.join(modes)})")
     all_threads = torch.get_num_threads()
     default_threads = sorted({1, all_threads}) if options.device == "cpu" else [all_threads]
     return run(
         Settings(
+            room=options.room,
             device=options.device,
-            modes=options.mode or list(MODES),
+            modes=options.mode or list(modes),
             dtypes=options.dtype,
             tokens=options.tokens,
             threads=options.threads or default_threads,

@@ -1,0 +1,59 @@
+"""The lines of the benchmarks' tables."""
+
+from __future__ import annotations
+
+from anabranch.cli.bench_rows import Row
+
+
+def experts_header() -> str:
+    return (
+        f"{'workload':<16} {'dtype':<8} {'thr':>3} {'tokens':>6}   {'packed ms':>9} {'int8 ms':>9} {'unpacked':>9} "
+        f"{'spread':>6}   {'x torch':>7} {'x transformers':>14} {'x fixed k':>9} {'x padded':>8}   "
+        f"{'limit ms':>8} {'% of limit':>10} {'int8 %':>6}"
+    )
+
+
+def experts_row(row: Row) -> str:
+    """One line: our times in ms, peers' times over ours, and the limit over ours; "-" where nothing was measured."""
+    times = " ".join(f"{_number(row.medians_ms.get(name)):>9}" for name in ("packed", "int8", "unpacked"))
+    ratios = " ".join(
+        f"{_number(row.ratio(peer)):>{width}}"
+        for peer, width in (("torch", 7), ("transformers", 14), ("fixed k", 9), ("padded", 8))
+    )
+    return (
+        f"{row.workload:<16} {row.dtype:<8} {row.threads:>3} {row.tokens:>6}   {times} {row.spreads[row.ours]:>6.0%}   "
+        f"{ratios}   {_number(row.limit_ms):>8} {_percent(row.of_limit(row.ours)):>10} "
+        f"{_percent(row.of_limit('int8')):>6}" + (f"  eager: {', '.join(row.eager)}" if row.eager else "")
+    )
+
+
+def skip_header() -> str:
+    return (
+        f"{'workload':<14} {'dtype':<8} {'thr':>3} {'rows':>5} {'kept':>5}   {'packed ms':>9} {'unpacked':>9} "
+        f"{'spread':>6}   {'x eager':>7} {'x naive':>7} {'x masked':>8} {'x grouped':>9}   "
+        f"{'of ideal':>8} {'of onednn':>9}   {'limit ms':>8} {'% of limit':>10}"
+    )
+
+
+def skip_row(row: Row) -> str:
+    """One line as `experts_row`. "of ideal" is our time over what runs of our own dense one, or over the time to read
+    the weights where that is longer: 1 at best; "of onednn" the same of oneDNN's dense block with reordered weights."""
+    times = " ".join(f"{_number(row.medians_ms.get(name)):>9}" for name in ("packed", "unpacked"))
+    ratios = " ".join(
+        f"{_number(row.ratio(peer)):>{width}}"
+        for peer, width in (("eager", 7), ("naive", 7), ("masked", 8), ("grouped", 9))
+    )
+    return (
+        f"{row.workload:<14} {row.dtype:<8} {row.threads:>3} {row.tokens:>5} {_percent(row.kept):>5}   {times} "
+        f"{row.spreads[row.ours]:>6.0%}   {ratios}   {_number(row.of_ideal('dense')):>8} "
+        f"{_number(row.of_ideal('onednn')):>9}   {_number(row.limit_ms):>8} {_percent(row.of_limit(row.ours)):>10}"
+        + (f"  eager: {', '.join(row.eager)}" if row.eager else "")
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"

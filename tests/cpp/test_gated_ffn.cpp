@@ -111,5 +111,9 @@ int main() {
     check_case<half>(c);
     if (c.s.rows < 200) check_gradients_apart<float>(c);
   });
+  // More rows that run than the sums of all columns fit the budget for, and than the norm's partial sums at once.
+  GatedOptions all = gated_options[1];
+  all.only = 1;
+  check_case<float>(GatedCase({22000, 400, 3, 2}, all));
   std::printf("gated_ffn: ok\n");
 }

@@ -19,8 +19,8 @@ CASES = ["llama", "llama_bias", "qwen2", "qwen3", "phi3"]
 @pytest.mark.parametrize("device_path", [False, True])
 @pytest.mark.parametrize(
     ("name", "cache", "rule"),
-    [(name, "dynamic", HOLE) for name in CASES]
-    + [(name, "static", COMPUTE) for name in CASES]
+    [(name, "dynamic", HOLE) for name in CASES[1:]]
+    + [(name, "static", COMPUTE) for name in CASES[1:]]
     + [("llama", cache, rule) for cache in ("none", "lazy", "dynamic", "static") for rule in KeyValueRule],
 )
 def test_each_sequence_of_a_batch_runs_its_own_layers(

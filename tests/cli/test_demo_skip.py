@@ -42,7 +42,7 @@ def test_demo_runs_to_its_last_line(tmp_path: Path, text_file: Path) -> None:  #
     for row in rows:
         for cell, wanted in zip(row[2:], (r"\d\.\d{3}", r"[\d.]+%", r"[\d,]+", r"\d+\.\d\d"), strict=True):
             assert re.fullmatch(wanted, cell), row
-    shares = {" ".join(row[:2]): row[3] for row in rows}
+    shares = {f"{row[0]} {row[1]}": row[3] for row in rows}
     assert shares["dense -"] == "100.0%"
     for family in ("contiguous", "uniform"):
         assert [shares[f"{family} {kept} of 8 layers"] for kept in (6, 5, 4)] == ["75.0%", "62.5%", "50.0%"]

@@ -87,7 +87,6 @@ def table_rows(results: list[SkipResult]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         ("policy", "budget", "validation bits/byte", "FFN FLOPs, decoding", "bytes/s", "x dense")
     ]
-    dense = results[0].tokens_per_second if results else 0.0
     for result in results:
         measured = result.bits is not None
         rows.append(
@@ -97,7 +96,7 @@ def table_rows(results: list[SkipResult]) -> list[tuple[str, ...]]:
                 f"{result.bits:.3f}" if measured else "-",
                 f"{result.ffn_share:.1%}" if measured else "-",
                 f"{result.tokens_per_second:,.0f}" if result.rates else "-",
-                f"{result.tokens_per_second / dense:.2f}" if result.rates and dense else "-",
+                f"{result.speedup(results[0]):.2f}" if result.rates and results[0].rates else "-",
             )
         )
     return rows
@@ -108,12 +107,13 @@ def conclusions(results: list[SkipResult]) -> list[str]:
     if not results or any(result.bits is None or not result.rates for result in results):
         return []
     dense, others = results[0], results[1:]
-    slow = [result.name for result in others if result.tokens_per_second <= dense.tokens_per_second]
+    slow = [result.name for result in others if result.speedup(dense) <= 1]
     beaten = [result.name for result in others if result.family != "contiguous" and _beaten(result, others)]
     notes = [
         "Bits per byte are of held-out text, decoded byte by byte with a cache; bytes/s are the median of greedy "
-        f"generate, all models in turn, {len(dense.rates)} rounds. The model was trained with layers left out by "
-        "chance; routers and corrections were trained briefly, on the frozen model."
+        f"generate, all models in turn, and x dense the median ratio of {len(dense.rates)} rounds. FFN FLOPs are those "
+        "of the FFNs alone, without routers and corrections. The model was trained with layers left out by chance; "
+        "routers and corrections were trained briefly, on the frozen model."
     ]
     if slow:
         notes.append(f"Does not pay at this size, no faster than dense: {', '.join(slow)}.")

@@ -11,7 +11,10 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 320, 66, 40, 34
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#1d2126;max-width:960px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.15rem;margin:2rem 0 .4rem}.wide{overflow-x:auto}table{border-collapse:collapse}
 td,th{padding:.3rem 1rem .3rem 0;border-bottom:1px solid #d8dce1;text-align:left}
-svg{max-width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#444}
+svg{max-width:100%;min-width:520px;height:auto}
+svg text{font:12px system-ui,sans-serif;fill:#444;paint-order:stroke;stroke:#fff;stroke-width:3px;stroke-linejoin:round}
+svg text.on{stroke:none}
+@media(max-width:600px){table{font-size:13px}td,th{padding:.25rem .5rem .25rem 0}}
 pre{font:13px/1.45 ui-monospace,monospace;white-space:pre-wrap;border:1px solid #d8dce1;padding:.8rem}
 .note{color:#555;margin:.2rem 0 .6rem}.key span{padding:.1rem .5rem;margin-right:.3rem}"""
 
@@ -43,9 +46,15 @@ def svg_text(x: float, y: float, text: str, anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>'
 
 
+def svg(height: float, body: Sequence[str]) -> str:
+    """A drawing of `WIDTH`; narrow windows scroll it, so that its letters stay readable."""
+    open_tag = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" role="img">'
+    return "".join(["<div class=wide>", open_tag, *body, "</svg></div>"])
+
+
 def frame(body: list[str], y_top: float, y_label: str, x_label: str) -> str:
     bottom = HEIGHT - BOTTOM
-    lines = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">']
+    lines = []
     for step in range(5):
         y = bottom - (bottom - TOP) * step / 4
         lines.append(f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e4e7ea"/>')
@@ -54,7 +63,7 @@ def frame(body: list[str], y_top: float, y_label: str, x_label: str) -> str:
         f'<text transform="translate(12 {(TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">{y_label}</text>'
     )
     lines.append(svg_text((LEFT + WIDTH) / 2, HEIGHT - 4, x_label))
-    return "".join([*lines, *body, "</svg>"])
+    return svg(HEIGHT, [*lines, *body])
 
 
 def legend(items: Sequence[tuple[str, str]]) -> list[str]:

@@ -48,6 +48,10 @@ class SkipResult:
     def tokens_per_second(self) -> float:
         return statistics.median(self.rates) if self.rates else 0.0
 
+    def speedup(self, dense: SkipResult) -> float:
+        """Median over the rounds that both have of our speed over the dense model's: drift meets both alike."""
+        return statistics.median(ours / theirs for ours, theirs in zip(self.rates, dense.rates, strict=False))
+
 
 @torch.no_grad()
 def measure_quality(model: nn.Module, text: Tensor, scored: int, result: SkipResult) -> float:

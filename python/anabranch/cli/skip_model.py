@@ -16,7 +16,7 @@ from anabranch.cli.progress import progress_bar
 from anabranch.skip import Action, Decision, Layer, Policy, State
 
 WIDTH, INTERMEDIATE, LAYERS, HEADS = 128, 384, 8, 4
-CONTEXT, BATCH, LEARNING_RATE = 160, 8, 3e-3
+CONTEXT, BATCH, LEARNING_RATE = 160, 4, 5e-3
 LAYER_DROP = 0.2
 
 

@@ -62,10 +62,12 @@ def candidates(seed: int) -> Iterator[Candidate]:
             layers=range(1, LAYERS - 1),
             objective="straight_through",
         )
-        yield Candidate("router", f"{kept} of {LAYERS} layers", router, partial(_train_router, router, target, seed))
+        yield Candidate(
+            "router", f"aims at {kept} of {LAYERS} layers", router, partial(_train_router, router, target, seed)
+        )
     for layers, cycle in TEMPORAL:
         temporal = TemporalDrop(layers, WIDTH, cycle, rank=RANK)
-        budget = f"{len(layers)} layers every {cycle} bytes"
+        budget = f"{len(layers)} layers at 1 byte in {cycle}"
         yield Candidate("temporal", budget, temporal, partial(_train_temporal, temporal, seed))
 
 

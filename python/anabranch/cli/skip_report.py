@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from anabranch.cli.page import BOTTOM, LEFT, TOP, WIDTH, html_table, loss_plot, svg_text, write_page
+from anabranch.cli.page import BOTTOM, LEFT, TOP, WIDTH, html_table, loss_plot, svg, svg_text, write_page
 from anabranch.cli.skip_measure import SkipResult
 
 _COLORS = {
@@ -63,7 +63,7 @@ def _scatter(results: Sequence[SkipResult]) -> str:
         up = (bits - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return LEFT + (right - LEFT) * across, bottom - (bottom - TOP) * up
 
-    body = [f'<svg viewBox="0 0 {WIDTH} {_HEIGHT}" width="{WIDTH}" role="img">']
+    body: list[str] = []
     for tick in y_ticks:
         y = place(x_ticks[0], tick)[1]
         body.append(f'<line x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e4e7ea"/>')
@@ -76,9 +76,10 @@ def _scatter(results: Sequence[SkipResult]) -> str:
     body.append(f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">bits per byte</text>')
     body.append(svg_text((LEFT + right) / 2, _HEIGHT - 4, "bytes per second, one sequence"))
     families = list(dict.fromkeys(result.family for result in results))
-    for position, family in enumerate(families):
-        x = LEFT + position * 94
-        body.append(f'<circle cx="{x + 6}" cy="12" r="5" fill="{_COLORS[family]}"/>')
+    x_legend = float(LEFT)
+    for family in families:
+        x, x_legend = x_legend, x_legend + 34 + 6.6 * len(family)
+        body.append(f'<circle cx="{x + 6:.1f}" cy="12" r="5" fill="{_COLORS[family]}"/>')
         body.append(svg_text(x + 16, 16, family, "start"))
         points = [place(r.tokens_per_second, r.bits or 0.0) for r in results if r.family == family]
         if family == "dense":
@@ -89,7 +90,7 @@ def _scatter(results: Sequence[SkipResult]) -> str:
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         body.append(f'<polyline points="{line}" fill="none" stroke="{_COLORS[family]}" stroke-width="1.5"/>')
     body += _points(results, [place(result.tokens_per_second, result.bits or 0.0) for result in results])
-    return "".join([*body, "</svg>"])
+    return svg(_HEIGHT, body)
 
 
 def _points(results: Sequence[SkipResult], places: Sequence[tuple[float, float]]) -> list[str]:
@@ -131,8 +132,7 @@ def _ticks(values: Sequence[float], number: int) -> list[float]:
 def _layers(results: Sequence[SkipResult]) -> str:
     left, columns = 210, len(results[0].layer_shares)
     width, height = (WIDTH - left - _RIGHT) / columns, _CELL * len(results) + 24
-    body = [f'<svg viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" role="img">']
-    body += [svg_text(left + width * (layer + 0.5), 14, f"layer {layer}") for layer in range(columns)]
+    body = [svg_text(left + width * (layer + 0.5), 14, f"layer {layer}") for layer in range(columns)]
     for row, result in enumerate(results):
         y = 22 + row * _CELL
         body.append(svg_text(left - 8, y + 16, result.name, "end"))
@@ -142,5 +142,5 @@ def _layers(results: Sequence[SkipResult]) -> str:
             body.append(f'<rect x="{x:.1f}" y="{y}" {size} fill="#eef0f2"/>')
             body.append(f'<rect x="{x:.1f}" y="{y}" {size} fill="{fill}" opacity="{0.75 * share:.2f}"/>')
             if 0.005 < share < 0.995:
-                body.append(svg_text(x + width / 2 - 1, y + 16, f"{share:.0%}"))
-    return "".join([*body, "</svg>"])
+                body.append(svg_text(x + width / 2 - 1, y + 16, f"{share:.0%}").replace("<text", "<text class=on"))
+    return svg(height, body)

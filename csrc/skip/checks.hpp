@@ -44,7 +44,8 @@ struct NormArguments {
   void check_all(const char* op, const Tensor& x, int64_t features) const {
     check(kind >= 0 && kind <= static_cast<int64_t>(NormKind::layer), op, ": the norm is ", kind,
           ", must be 0 (none), 1 (rms) or 2 (layer)");
-    check(kind > 0 || (!weight && !bias), op, ": there is no norm, but a weight or bias of one; pass norm too");
+    check(kind > 0 || (!weight && !bias), op,
+          ": a weight or bias of a norm is given, must come with the norm; pass norm too");
     check(eps >= 0, op, ": the norm's eps is ", eps, ", must not be negative");
     check_operand(op, "the norm's weight", weight, x, {features}, "(features of x,)");
     check_operand(op, "the norm's bias", bias, x, {features}, "(features of x,)");
@@ -113,12 +114,12 @@ struct GatedRowsArguments {
     check_activation(op, activation);
     check_operand(op, "the else-branch's rows", base, x, {num_rows(), features()}, "the shape of x");
     check(other_gate_up.has_value() == other_down.has_value(), op,
-          ": one matrix of the else-branch is missing; pass both or none");
+          ": one matrix of the else-branch is missing, must be both or none; pass both");
     if (!other_down) return;
     check_activation(op, other_activation);
     check_branch(op, "the else-branch's first matrix", *other_gate_up, "the else-branch's second matrix", *other_down,
                  x, other_parts());
-    check(!other_normed || norm_kind > 0, op, ": the else-branch reads the norm, but there is none; pass norm");
+    check(!other_normed || norm_kind > 0, op, ": the else-branch reads the norm, must have one to read; pass norm");
   }
 
   /// CPU only: choices that do not exist.

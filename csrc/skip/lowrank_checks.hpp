@@ -63,7 +63,8 @@ struct LowRankArguments {
 #define ANABRANCH_LOWRANK_PARAMETERS                                                                        \
   const Tensor &x, const Tensor &down_proj, const Tensor &up_proj, const std::optional<Tensor>&norm_weight, \
       const std::optional<Tensor>&norm_bias, int64_t norm, double eps, int64_t activation, double scale, bool adds_x
-#define ANABRANCH_LOWRANK_ARGUMENTS {x, down_proj, up_proj, norm_weight, norm_bias, norm, eps, activation, scale, adds_x}
+#define ANABRANCH_LOWRANK_ARGUMENTS \
+  {x, down_proj, up_proj, norm_weight, norm_bias, norm, eps, activation, scale, adds_x}
 
 /// The results of lowrank_residual_backward, in the order of `wanted`'s bits; empty where not wanted.
 struct LowRankGradientTensors {

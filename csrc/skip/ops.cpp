@@ -69,7 +69,7 @@ GatedFfnGradientTensors::Tuple gated_ffn_backward(const Tensor& dy_in, const Ten
   check_offsets(op, "row_offsets", row_offsets, given.num_rows());
   check(
       data<int32_t>(row_offsets)[last] == given.num_rows() && data<int32_t>(row_offsets)[last - 1] <= given.capacity(),
-      op, ": row_offsets do not fit x and capacity; pass the forward's");
+      op, ": row_offsets are of another x or capacity, must be the forward's");
   check_ids(op, "item_ids", data<int32_t>(item_ids), given.num_rows(), given.num_rows(), "pass the forward's");
   const GatedFfnArguments in = given.with_contiguous_rows();
   const Tensor dy = as_contiguous(dy_in), pre_activation = as_contiguous(pre_activation_in);

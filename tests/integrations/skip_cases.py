@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
+from anabranch import skip
 from anabranch.skip import Action, Decision, Keep, KeyValueRule, Layer, Policy, State, Width
 from anabranch.skip.otherwise import Otherwise
 
@@ -26,6 +28,7 @@ COMMON = {
     "bos_token_id": 1,
     "eos_token_id": None,
 }
+TABLE = [[1, 0, 1, 2], [2, 1, 0, 1], [1, 1, 1, 1], [1, 0, 0, 1]]  # per sequence and layer: skip, run, repeat
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: transformers.LlamaConfig(**COMMON),
     "llama_bias": lambda: transformers.LlamaConfig(**COMMON, mlp_bias=True, attention_bias=True),
@@ -168,3 +171,28 @@ def steps(model: Any, tokens: Tensor, first: int, cache: Any = None, **inputs: A
 def chunks(length: int, first: int) -> Iterator[tuple[int, int]]:
     yield 0, first
     yield from ((begin, begin + 1) for begin in range(first, length))
+
+
+def with_layers(model: Any, order: list[int]) -> Any:
+    """The model that runs these of its layers in this order, each with a cache slot of its own."""
+    other = copy.deepcopy(model)
+    skip.remove(other)
+    layers = []
+    for slot, index in enumerate(order):
+        layer = copy.deepcopy(model.model.layers[index])
+        layer.__dict__.pop("forward", None)
+        layer.self_attn.layer_idx = slot
+        layers.append(layer)
+    other.model.layers = nn.ModuleList(layers)
+    other.config.num_hidden_layers = len(layers)
+    if getattr(other.config, "layer_types", None) is not None:
+        other.config.layer_types = ["full_attention"] * len(layers)
+    return other
+
+
+def order_of(row: list[int]) -> list[int]:
+    return [layer for layer, action in enumerate(row) for _ in range(action)]
+
+
+def static(model: Any, length: int = 24) -> Any:
+    return transformers.StaticCache(config=model.config, max_cache_len=length)

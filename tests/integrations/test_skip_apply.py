@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from skip_cases import COMMON, LAYERS, Hashed, Sequences, Stepwise, build, prompt, steps
+from skip_cases import COMMON, Hashed, Sequences, build, prompt
 from torch import Tensor
 
 from anabranch import skip
@@ -186,83 +186,8 @@ def test_wrong_answers_are_named(case: str) -> None:
         model(tokens)
 
 
-def test_caches_that_the_policy_has_not_seen_are_refused() -> None:
-    model, tokens = build(), prompt()
-    plain = transformers.DynamicCache(config=model.config)
-    steps(model, tokens, 5, plain)
-    skip.apply(model, Sequences([[1, 0, 1, 1]]))
-    with pytest.raises(ValueError, match="cache holds 9 tokens, must hold the 0"):
-        steps(model, tokens, 5, plain)
-    short = transformers.StaticCache(config=transformers.LlamaConfig(**SMALL), max_cache_len=20)
-    with pytest.raises(ValueError, match="cache has 2 layers, must have 4"):
-        steps(model, tokens, 5, short)
-    seen = transformers.DynamicCache(config=model.config)
-    steps(model, tokens, 5, seen)
-    seen.layers[0].crop(-2)  # behind the back of the others
-    with pytest.raises(ValueError, match="cache holds 7 tokens, must hold the 9"):
-        steps(model, tokens, 5, seen)
-    other = transformers.DynamicCache(config=model.config)
-    steps(model, tokens, 5, other)
-    skip.apply(model, Sequences([[1, 0, 1, 1]]))
-    with pytest.raises(ValueError, match="cache holds 9 tokens, must hold the 0"):
-        steps(model, tokens, 5, other)
-
-
-def test_a_cache_that_was_cropped() -> None:
-    """Holes are taken back with the tokens; what a policy remembers cannot be."""
-    model, tokens = build(), prompt()
-    policy = Stepwise(lambda layer, step: int(layer != 1 or step % 2 == 0), HOLE)
-    skip.apply(model, policy)
-    wanted = steps(model, tokens[:, :7], 5)
-    cache = transformers.DynamicCache(config=model.config)
-    steps(model, tokens, 5, cache)
-    cache.crop(-4)
-    stream = cache.layers[LAYERS].stream
-    assert stream.state.position == 5
-    stream.state.step = 1  # a policy that goes by steps would count on
-    with torch.no_grad():
-        rest = [model(tokens[:, i : i + 1], cache=cache, use_cache=True).logits for i in (5, 6)]
-    torch.testing.assert_close(torch.cat(rest, 1), wanted[:, 5:], rtol=1e-4, atol=1e-4)
-    skip.apply(model, Sequences([[1, 0, 1, 1]]))
-    cache = transformers.DynamicCache(config=model.config)
-    steps(model, tokens, 5, cache)
-    assert not cache.is_croppable
-    cache.crop(-2)
-    with pytest.raises(ValueError, match="cache has lost tokens"):
-        model(tokens[:, 7:8], cache=cache, use_cache=True)
-
-
-@pytest.mark.parametrize("rule", [ALIAS, HOLE])
-@pytest.mark.parametrize("each", [False, True])
-def test_running_a_layer_again_without_its_keys_is_refused(rule: KeyValueRule, each: bool) -> None:
-    """A policy that says it does not, and does."""
-    model, tokens = build(), prompt()
-
-    class Liar(Stepwise):
-        def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
-            action = self.actions(layer, step)
-            return Layer(torch.tensor([1, action]) if each else Action(action))
-
-    skip.apply(model, Liar(lambda layer, step: int(layer != 1 or step != 1), rule, revives=False))
-    with pytest.raises(ValueError, match="layer 1 is to run for a sequence that has skipped it"):
-        steps(model, tokens, 5)
-
-
 def test_layers_called_alone_are_refused() -> None:
     model = build()
     skip.apply(model, Hashed())
     with pytest.raises(ValueError, match="layer 1 is called first"):
         model.model.layers[1](torch.randn(1, 2, 64))
-
-
-def test_batches_are_selected_and_repeated_with_their_cache() -> None:
-    model, tokens = build(), prompt(2, 9)
-    skip.apply(model, Sequences([[1, 0, 1, 2], [2, 1, 0, 1]], HOLE))
-    wanted = steps(model, tokens, 7)
-    cache = transformers.DynamicCache(config=model.config)
-    steps(model, tokens[:, :7], 7, cache)
-    cache.batch_repeat_interleave(2)
-    cache.batch_select_indices(torch.tensor([3, 0]))
-    with torch.no_grad():
-        rest = [model(tokens.flip(0)[:, i : i + 1], cache=cache, use_cache=True).logits for i in (7, 8)]
-    torch.testing.assert_close(torch.cat(rest, 1).flip(0), wanted[:, 7:], rtol=1e-4, atol=1e-4)

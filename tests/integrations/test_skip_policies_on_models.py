@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from skip_cases import HIDDEN, INTERMEDIATE, LAYERS, build, prompt, steps
-from test_skip_depth import with_layers
+from skip_cases import HIDDEN, INTERMEDIATE, LAYERS, build, prompt, steps, with_layers
 from torch import nn
 
 from anabranch import skip

@@ -92,7 +92,7 @@ def test_the_meter_counts_the_else_branch_apart() -> None:
 @pytest.mark.cpu
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("device", ["cuda", "cpu", "meta"])
 def test_fake_tensors(device: str, dtype: torch.dtype) -> None:
     sums = torch.float64 if dtype == torch.float64 else torch.float32
 

@@ -65,8 +65,9 @@ class PackedFfn:
             x: `[..., H]` on the CPU; the others as `gated_ffn`.
 
         Returns:
-            As `gated_ffn`, up to rounding (with int8 weights up to their quantisation too). A row's result does not
-            depend on the other rows.
+            As `gated_ffn`, up to rounding (with int8 weights up to their quantisation too). The result of a row that
+            runs does not depend on the other rows; an else-branch's matrices are not packed, so how its rows are
+            rounded may depend on how many they are.
 
         Raises:
             ValueError: a gradient would be needed, or arguments that do not fit.

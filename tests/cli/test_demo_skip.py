@@ -81,6 +81,7 @@ def test_interrupt_leaves_a_valid_report(tmp_path: Path, text_file: Path) -> Non
         (["--minutes", "nan"], "must be positive"),
         (["--minutes", "-1"], "must be positive"),
         (["--out", "/nowhere/report.html"], "is no folder to write report.html into"),
+        (["--out", "/"], "is a folder, must be a file"),
         (["--text", "/nowhere/at/all"], "No such file"),
         (["--job", "rest"], "invalid choice"),
     ],
@@ -177,6 +178,13 @@ def test_speed_is_measured_in_turn(model: torch.nn.Module, text: torch.Tensor) -
 
 def result(family: str, bits: float, rate: float) -> SkipResult:
     return SkipResult(family, "b", bits, [rate], 0.5, [1.0, 0.0])
+
+
+def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+    (tmp_path / "r.html").mkdir()
+    with pytest.raises(OSError):
+        write_report(tmp_path / "r.html", [], [], [], table_rows([]), [])
+    assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
 def test_what_does_not_pay_is_said(tmp_path: Path) -> None:

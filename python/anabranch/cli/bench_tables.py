@@ -46,8 +46,8 @@ def skip_row(row: Row) -> str:
     return (
         f"{row.workload:<14} {row.dtype:<8} {row.threads:>3} {row.tokens:>5} {_percent(row.kept):>5}   {times} "
         f"{row.spreads[row.ours]:>6.0%}   {ratios}   {_number(row.of_ideal('dense')):>8} "
-        f"{_number(row.of_ideal('onednn')):>9}   {_number(row.limit_ms):>8} {_percent(row.of_limit(row.ours)):>10}"
-        + (f"  eager: {', '.join(row.eager)}" if row.eager else "")
+        f"{_number(row.of_ideal('onednn')):>9}   {_number(row.limit_ms or None):>8} "
+        f"{_percent(row.of_limit(row.ours) or None):>10}" + (f"  eager: {', '.join(row.eager)}" if row.eager else "")
     )
 
 

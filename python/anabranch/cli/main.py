@@ -62,6 +62,8 @@ def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         parser.error(f"--minutes is {options.minutes}, must be positive")
     if not options.out.parent.is_dir():
         parser.error(f"{options.out.parent} is no folder to write {options.out.name} into; make it first")
+    if options.out.is_dir():
+        parser.error(f"--out: {options.out} is a folder, must be a file; name one in it")
     try:
         if options.job == "skip":
             return _demo_skip(options)

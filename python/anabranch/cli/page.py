@@ -30,8 +30,12 @@ def write_page(path: Path, title: str, heading: str, parts: Sequence[str]) -> No
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(heading)}</h1>",
     ]
     temporary = path.with_name(path.name + ".part")
-    temporary.write_text("\n".join([*head, *parts]) + "</html>\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text("\n".join([*head, *parts]) + "</html>\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def html_table(rows: Sequence[tuple[str, ...]]) -> str:

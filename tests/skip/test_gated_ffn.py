@@ -36,8 +36,8 @@ def compare(arguments: dict[str, Any], widths: tuple[int, ...] | None, **options
 @pytest.mark.parametrize("otherwise", ELSE_BRANCHES)
 def test_every_option_forward_and_backward(otherwise: str, norm: str | None) -> None:
     activations = itertools.cycle(BY_TORCH)
-    for gated, bias, gate, prefix in itertools.product((True, False), repeat=4):
-        arguments = make(11, gated=gated, bias=bias, gate=gate, norm=norm, otherwise=otherwise)
+    for gated, bias, prefix in itertools.product((True, False), repeat=3):
+        arguments = make(11, gated=gated, bias=bias, gate=gated == bias, norm=norm, otherwise=otherwise)
         arguments["keep"][:2] = torch.tensor([True, False])
         if prefix:
             arguments["keep"] = torch.arange(11)[torch.randperm(11)] % 4

@@ -55,10 +55,10 @@ def by_definition(
     if norm is not None:
         read = F.rms_norm(x, shape, norm.weight, norm.eps) if norm.kind == "rms" else x
         read = F.layer_norm(x, shape, norm.weight, norm.bias, norm.eps) if norm.kind == "layer" else read
-    if down_proj.dim() == 3:
-        down_proj, up_proj = (m.view(m.shape[0], *[1] * (x.dim() - 2), *m.shape[1:]) for m in (down_proj, up_proj))
-    hidden = BY_TORCH[activation]((down_proj @ read[..., None])[..., 0])
-    return x + scale * (up_proj @ hidden[..., None])[..., 0]
+    groups = down_proj.shape[0] if down_proj.dim() == 3 else 1
+    read = read.reshape(groups, x.shape[:-1].numel() // max(groups, 1), x.shape[-1])
+    hidden = BY_TORCH[activation](read @ down_proj.mT)
+    return x + scale * (hidden @ up_proj.mT).reshape(x.shape)
 
 
 def compare(arguments: dict[str, Any], **options: Any) -> None:

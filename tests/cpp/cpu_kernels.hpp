@@ -47,7 +47,8 @@ std::vector<T> random_values(int64_t count, double scale = 1) {
 
 template <class T>
 bool same_bits(const std::vector<T>& left, const std::vector<T>& right) {
-  return left.size() == right.size() && std::memcmp(left.data(), right.data(), left.size() * sizeof(T)) == 0;
+  if (left.size() != right.size()) return false;
+  return left.empty() || std::memcmp(left.data(), right.data(), left.size() * sizeof(T)) == 0;
 }
 
 template <class T>

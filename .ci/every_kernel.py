@@ -14,6 +14,7 @@ import torch
 import anabranch
 from anabranch import plan
 from anabranch.experts import expert_ffn, grouped_mm
+from anabranch.skip import LowRank, Norm, SmallFfn, gated_ffn, lowrank_residual, prefix_ffn
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 SIZES = [(33, 21), (72, 136)]  # width, intermediate
@@ -30,6 +31,10 @@ def make_inputs(dtype: torch.dtype, width: int, inner: int) -> dict[str, torch.T
         "weights": torch.rand(TOKENS, TOP_K, dtype=weights_dtype),
         "indices": torch.randint(0, EXPERTS + 1, (TOKENS, TOP_K)),  # EXPERTS: routed to none
         "widths": torch.tensor([inner, 0, 5, inner, inner - 3], dtype=torch.int32),
+        "gate": torch.rand(TOKENS, dtype=weights_dtype),
+        "norm_weight": torch.rand(width, dtype=dtype) + 0.5,
+        "small": torch.randn(EXPERTS, 8, width, dtype=dtype) * width**-0.5,
+        "small_back": torch.randn(EXPERTS, width, 8, dtype=dtype) * 8**-0.5,
     }
 
 
@@ -46,6 +51,18 @@ def results(inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Ten
         "expert_ffn, gated by gelu": expert_ffn(x, gate_up, down, routed, activation="gelu"),
         "grouped_mm": plan.scatter_add(grouped_mm(rows, gate_up.mT, routed.group_offsets), routed),
     }
+    norm, keep = Norm(on["norm_weight"]), indices[:, 0] % 2 == 0
+    ffn = (gate_up[0], down[0])
+    small = on["small"], on["small_back"]
+    out |= {
+        "gated_ffn": gated_ffn(x, keep, *ffn, gate=on["gate"], norm=norm),
+        "gated_ffn, without a norm": gated_ffn(x, keep, *ffn, gate_up_bias=bias[0], otherwise=SmallFfn(*ffn)),
+        "prefix_ffn": prefix_ffn(
+            x, indices[:, 1] % 3, *ffn, (0, down.shape[2] // 2, down.shape[2]), norm=norm,
+            otherwise=LowRank(small[0][0], small[1][0], activation="gelu"),
+        ),
+        "lowrank_residual": lowrank_residual(x.view(EXPERTS, -1, x.shape[1]), *small, activation="silu", norm=norm),
+    }  # fmt: skip
     for reduction in ("sum", "mean", "max", "min"):
         out[f"segment_reduce, {reduction}"] = plan.segment_reduce(rows, routed, reduction)
     gradients = torch.autograd.grad(sum(tensor.square().mean() for tensor in out.values()), learns)
@@ -53,6 +70,7 @@ def results(inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Ten
     out |= {"from_mask": mask.item_ids, "from_pairs": pairs.item_ids}
     with torch.no_grad():
         out["expert_ffn, inference"] = expert_ffn(x, gate_up, down, routed)
+        out["gated_ffn, inference"], out["cosine"] = gated_ffn(x, keep, *ffn, norm=norm, return_cosine=True)
     return {name: tensor.detach().cpu() for name, tensor in out.items()}
 
 

@@ -9,6 +9,7 @@ import torch
 
 from anabranch import plan
 from anabranch.experts import DynamicMoE, expert_ffn, route_percentile, route_top_k, route_top_p, route_tsallis
+from anabranch.skip import Norm, SmallFfn, gated_ffn
 
 pytestmark = pytest.mark.gpu
 
@@ -74,6 +75,31 @@ def test_replays_follow_the_routing() -> None:
             replayed = kept["y"].clone()
             assert torch.equal(replayed, expert_ffn(x, gate_up, down, plan.from_top_k(indices, weights, num_groups=5)))
         assert (replayed == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_replays_follow_the_rows_that_skip(dtype: torch.dtype) -> None:
+    """Forward and backward, from no row kept to all, in one captured graph."""
+    x = torch.randn(96, 64, dtype=dtype, requires_grad=True)
+    gate_up = (torch.randn(192, 64, dtype=dtype) / 8).requires_grad_()
+    down = (torch.randn(64, 96, dtype=dtype) / 10).requires_grad_()
+    keep, gate = torch.zeros(96, dtype=torch.bool), torch.rand(96, requires_grad=True)
+    norm, small = Norm(torch.rand(64, dtype=dtype)), SmallFfn(gate_up[:16], down[:, :8])
+    kept: list[torch.Tensor] = []
+
+    def results() -> list[torch.Tensor]:
+        y, cosine = gated_ffn(x, keep, gate_up, down, gate=gate, norm=norm, otherwise=small, return_cosine=True)
+        return [y, cosine, *torch.autograd.grad(y.float().square().sum(), [x, gate_up, down, gate])]
+
+    def step() -> None:
+        kept[:] = results()
+
+    graph = capture(step)
+    for share in (0.0, 0.3, 1.0):
+        keep.copy_(torch.rand(96) < share)
+        graph.replay()
+        replayed = [tensor.clone() for tensor in kept]
+        assert all(torch.equal(a, b) for a, b in zip(replayed, results(), strict=True))
 
 
 def test_compiled_with_inductor() -> None:

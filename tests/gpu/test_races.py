@@ -9,6 +9,7 @@ import torch
 
 from anabranch import plan
 from anabranch.experts import expert_ffn, grouped_mm
+from anabranch.skip import LowRank, Norm, lowrank_residual, prefix_ffn
 
 pytestmark = pytest.mark.gpu
 REPEATS = 50
@@ -21,7 +22,10 @@ def all_results(dtype: torch.dtype) -> Callable[[], list[torch.Tensor]]:
     gate_up = (torch.randn(experts, 2 * inner, width) * width**-0.5).to(dtype).requires_grad_()
     down = (torch.randn(experts, width, inner) * inner**-0.5).to(dtype).requires_grad_()
     indices, scores = torch.randint(0, experts + 1, (tokens, 4)), torch.rand(tokens, 4).requires_grad_()
-    inputs = [x, gate_up, down, scores]
+    norm_weight = torch.rand(width).to(dtype).requires_grad_()
+    rank_down = (torch.randn(7, 8, width) * width**-0.5).to(dtype).requires_grad_()
+    rank_up = torch.randn(7, width, 8).to(dtype).requires_grad_()
+    inputs = [x, gate_up, down, scores, norm_weight, rank_down, rank_up]
 
     def call() -> list[torch.Tensor]:
         routed = plan.from_top_k(indices, scores, num_groups=experts)
@@ -29,8 +33,15 @@ def all_results(dtype: torch.dtype) -> Callable[[], list[torch.Tensor]]:
         rows = plan.gather(x, routed, weighted=True)
         largest = plan.segment_reduce(rows, routed, "max")
         back = plan.scatter_add(grouped_mm(rows, gate_up.mT, routed.group_offsets), routed)
+        norm = Norm(norm_weight)
+        elastic, cosine = prefix_ffn(
+            x, indices[:, 0] % 3, gate_up[0], down[0], (0, inner // 2, inner), gate=scores[:, 0], norm=norm,
+            otherwise=LowRank(rank_down[0], rank_up[0]), return_cosine=True,
+        )  # fmt: skip
+        adapted = lowrank_residual(x.view(7, -1, width), rank_down, rank_up, norm=norm)
         loss = y.float().square().sum() + largest.float().sum() + back.float().square().mean()
-        return [y, largest, back, *torch.autograd.grad(loss, inputs)]
+        loss = loss + elastic.float().square().sum() + adapted.float().square().sum()
+        return [y, largest, back, elastic, cosine, adapted, *torch.autograd.grad(loss, inputs)]
 
     return call
 
@@ -85,3 +96,14 @@ def test_ids_that_do_not_exist_are_harmless() -> None:
     grouped_mm(x, gate_up.mT, torch.tensor([0, 900, -7, 5], dtype=int32))
     torch.cuda.synchronize()
     assert torch.equal(expert_ffn(x, gate_up, down, good), wanted)
+
+
+def test_choices_that_do_not_exist_skip_and_so_do_rows_beyond_the_capacity() -> None:
+    x, gate_up, down = torch.randn(6, 16), torch.randn(48, 16), torch.randn(16, 24)
+    wild = torch.tensor([1, -1, 2**40, 1, 7, 1])
+    y = prefix_ffn(x, wild, gate_up, down, (0, 24))
+    assert torch.equal(y, prefix_ffn(x, torch.tensor([1, 0, 0, 1, 0, 1]), gate_up, down, (0, 24)))
+    assert torch.equal(y[[1, 2, 4]], x[[1, 2, 4]])
+    fewer = prefix_ffn(x, wild, gate_up, down, (0, 24), capacity=2)
+    assert torch.equal(fewer[:5], y[:5])
+    assert torch.equal(fewer[5], x[5])

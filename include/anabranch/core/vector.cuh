@@ -39,6 +39,13 @@ void dispatch_vector_width(int64_t width, std::initializer_list<const void*> poi
   rows_are_aligned<T>(width, pointers) ? f.template operator()<kVectorWidth<T>>() : f.template operator()<1>();
 }
 
+/// The sum over a warp's lanes, in all of them, by a fixed tree. All lanes call it.
+template <class Value>
+__device__ Value warp_sum(Value value) {
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
 /// A block of 256 threads over rows (y) and the pieces of a row (x): a thread takes every x-th piece of its row, so
 /// wide rows give it several independent accesses in flight and narrow rows leave no thread without work.
 inline dim3 row_block(int64_t pieces, unsigned max_x = 64) {

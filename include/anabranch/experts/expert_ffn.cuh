@@ -60,10 +60,10 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
   if (first >= width) return;
   const int count = static_cast<int>(width - first < features ? width - first : features);
   GemmTile<T> tile;
-  tile.add(x, rows.begin, rows.size(), gate_up.moved(rows.group * ffn.gate_up.expert_stride), first * parts,
+  tile.add(x, rows.begin, rows.size(), gate_up.moved(ffn.expert(rows.group) * ffn.gate_up.expert_stride), first * parts,
            count * parts, ffn.in_features);
   const SharedArray<Sum> sums = tile.share();
-  const T* bias = ffn.gate_up.bias ? ffn.gate_up.bias + rows.group * parts * inner : nullptr;
+  const T* bias = ffn.gate_up.bias ? ffn.gate_up.bias + ffn.expert(rows.group) * parts * inner : nullptr;
   for_each_tile_row(rows.size(), [&](int row, int lane) {
     const int64_t entry = rows.begin + row;
 #pragma unroll 1
@@ -94,20 +94,21 @@ void gate_up_cuda(const ExpertFfn<T>& ffn, const RowTiles& tiles, T* hidden, T* 
          hidden, pre_activation);
 }
 
-template <class T>
-void down_cuda(const ExpertFfn<T>& ffn, const RowTiles& tiles, const T* hidden, accumulate_t<T>* sums,
+template <class T, class Store>
+void down_cuda(const ExpertFfn<T>& ffn, const RowTiles& tiles, const T* hidden, const Store& store,
                cudaStream_t stream) {
-  GroupedRows<T, accumulate_t<T>> down{};
+  GroupedRows<T, Store> down{};
   down.tiles = tiles;
   down.a = {hidden, ffn.intermediate, 1};
   down.b = {ffn.down.weight, ffn.down.out_stride, ffn.down.in_stride};
-  down.b_group_stride = ffn.down.expert_stride;
+  down.b_group_stride = ffn.expert(1) * ffn.down.expert_stride;
+  down.bias_group_stride = ffn.expert(1) * ffn.out_features;
   down.bias = ffn.down.bias;
   down.widths = ffn.widths;
   down.k = ffn.intermediate;
   down.n = ffn.out_features;
   down.num_parts = 1;
-  down.out = sums;
+  down.store = store;
   grouped_rows_cuda(down, stream);
 }
 
@@ -137,7 +138,7 @@ void expert_ffn_cuda(const ExpertFfn<T>& ffn, int64_t capacity, const ExpertFfnS
     const auto tiles = row_tiles_cuda(ffn.group_offsets, ffn.num_experts, capacity, detail::kGemmTile, false,
                                       scratch.schedule, stream);
     detail::gate_up_cuda(ffn, tiles, scratch.hidden, pre_activation, stream);
-    detail::down_cuda(ffn, tiles, scratch.hidden, scratch.sums, stream);
+    detail::down_cuda(ffn, tiles, scratch.hidden, detail::PlainStore<accumulate_t<T>>{scratch.sums}, stream);
   }
   auto combine = expert_combine_of<T, accumulate_t<T>>(ffn, capacity);
   combine.rows = scratch.sums;

@@ -47,6 +47,7 @@ struct ExpertFfn {
   int64_t width(int64_t expert) const { return widths ? widths[expert] : intermediate; }
   /// Whose weights and biases group g uses.
   ANABRANCH_HOST_DEVICE int64_t expert(int64_t group) const { return shared ? 0 : group; }
+  int64_t num_matrices() const { return shared ? 1 : num_experts; }
   ANABRANCH_HOST_DEVICE int64_t item(int64_t entry) const { return item_ids ? item_ids[entry] : entry; }
   ANABRANCH_HOST_DEVICE int64_t num_parts() const { return gated ? 2 : 1; }
   /// Row of gate_up that holds feature j of the gate (part 0) or up (part 1) half.

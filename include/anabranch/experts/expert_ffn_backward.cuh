@@ -36,12 +36,6 @@ struct ExpertFfnBackwardScratch {
 
 namespace detail {
 
-template <class Value>
-__device__ Value warp_sum(Value value) {
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
-  return value;
-}
-
 template <class T>
 __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
     hidden_backward_kernel(ExpertFfn<T> ffn, RowTiles tiles, GemmLines<T> dy, GemmLines<T> down,
@@ -54,7 +48,7 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
   const int count = lines_from(first, expert_width(ffn, rows.group)), parts = ffn.gated ? 2 : 1;
   if (count == 0) return;
   GemmTile<T> tile;
-  tile.add(dy, rows.begin, rows.size(), down.moved(rows.group * ffn.down.expert_stride), first, count,
+  tile.add(dy, rows.begin, rows.size(), down.moved(ffn.expert(rows.group) * ffn.down.expert_stride), first, count,
            ffn.out_features);
   const SharedArray<Sum> sums = tile.share();
   for_each_tile_row(rows.size(), [&](int row, int lane) {
@@ -78,24 +72,42 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>)
   });
 }
 
-/// dweights, a warp per entry; zero past the plan's end.
+/// Rows of dy by entry: entry e has row ids[e]. Ids outside [0, num_rows) stand for zeros.
+template <class T>
+struct Upstream {
+  const T* dy;  // [num_rows, out_features]
+  const int32_t* ids;
+  int64_t num_rows;
+};
+
+/// Gradients of the entries' weights, and where they go.
+template <class T>
+struct WeightsBackward {
+  const accumulate_t<T>* partial_dots;  // [expert_ffn_dot_parts(intermediate), capacity]
+  int64_t capacity, num_entries;        // num_entries may be more
+  accumulate_t<T> factor;
+  accumulate_t<T>* out;       // [num_entries]
+  const int32_t* out_places;  // of entries in out, or null for their own numbers
+};
+
+/// A warp per entry; zero past the plan's end.
 template <class T>
 __global__ void __launch_bounds__(256)
-    weights_backward_kernel(ExpertFfn<T> ffn, int64_t capacity, const T* dy, const accumulate_t<T>* partial_dots,
-                            accumulate_t<T>* dweights) {
+    weights_backward_kernel(ExpertFfn<T> ffn, Upstream<T> rows, WeightsBackward<T> weights) {
   using Sum = accumulate_t<T>;
   const int64_t entry = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y, num_groups = ffn.num_groups();
   const int lane = static_cast<int>(threadIdx.x);
-  if (entry >= capacity) return;
+  if (entry >= weights.num_entries) return;
   Sum sum = 0;
-  const int64_t item = num_groups > 0 && entry < ffn.group_offsets[num_groups] ? ffn.item_ids[entry] : -1;
-  if (item >= 0 && item < ffn.num_items) {
+  const int64_t item = num_groups > 0 && entry < ffn.group_offsets[num_groups] ? rows.ids[entry] : -1;
+  if (item >= 0 && item < rows.num_rows) {
     const int32_t group = group_of_entry(ffn.group_offsets, num_groups, entry);
-    const T *upstream = dy + item * ffn.out_features, *other = nullptr;
+    const T *upstream = rows.dy + item * ffn.out_features, *other = nullptr;
     if (group < ffn.num_experts) {
       const int64_t blocks = ceil_div_64(expert_width(ffn, group));
-      for (int64_t block = lane; block < blocks; block += 32) sum += partial_dots[block * capacity + entry];
-      if (ffn.down.bias) other = ffn.down.bias + group * ffn.out_features;
+      for (int64_t block = lane; block < blocks; block += 32)
+        sum += weights.partial_dots[block * weights.capacity + entry];
+      if (ffn.down.bias) other = ffn.down.bias + ffn.expert(group) * ffn.out_features;
     } else if (ffn.is_identity(group)) {
       other = ffn.x + item * ffn.in_features;
     }
@@ -104,7 +116,15 @@ __global__ void __launch_bounds__(256)
     }
   }
   sum = warp_sum(sum);
-  if (lane == 0) dweights[entry] = sum;
+  if (lane == 0) weights.out[weights.out_places ? weights.out_places[entry] : entry] = weights.factor * sum;
+}
+
+template <class T>
+void weights_backward_cuda(const ExpertFfn<T>& ffn, const Upstream<T>& rows, const WeightsBackward<T>& weights,
+                           cudaStream_t stream) {
+  if (weights.num_entries == 0) return;
+  const dim3 block(32, 8);
+  launch(weights_backward_kernel<T>, row_grid(weights.num_entries, block), block, 0, stream, ffn, rows, weights);
 }
 
 /// to[g](part, c) = sum over the entries e of expert g of (scales ? scales[e] : 1) * entries(part, c, e).
@@ -162,33 +182,51 @@ void bias_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, const BiasGra
 }
 
 template <class T>
-void input_backward_cuda(const ExpertFfn<T>& ffn, const RowTiles& tiles, const T* dpre_activation,
-                         accumulate_t<T>* sums, cudaStream_t stream) {
+void hidden_backward_cuda(const ExpertFfn<T>& ffn, const RowTiles& tiles, const Upstream<T>& upstream,
+                          const T* pre_activation, const ExpertFfnBackwardScratch<T>& to, cudaStream_t stream) {
+  const int64_t blocks = tiles.max_tiles * expert_ffn_dot_parts(ffn.intermediate);
+  if (blocks == 0) return;
+  const GemmLines<T> dy{upstream.dy, ffn.out_features, 1, upstream.ids, upstream.num_rows};
+  const GemmLines<T> down{ffn.down.weight, ffn.down.in_stride, ffn.down.out_stride};
+  launch(hidden_backward_kernel<T>, grid_of(blocks), kGemmThreads, GemmTile<T>::shared_size(), stream, ffn, tiles, dy,
+         down, pre_activation, to);
+}
+
+template <class T, class Store>
+void input_backward_cuda(const ExpertFfn<T>& ffn, const RowTiles& tiles, const T* dpre_activation, const Store& store,
+                         cudaStream_t stream) {
   const auto strides = HalfStrides::of(ffn, ffn.gate_up.out_stride);
-  GroupedRows<T, accumulate_t<T>> rows{};
+  GroupedRows<T, Store> rows{};
   rows.tiles = tiles;
   rows.a = {dpre_activation, ffn.num_parts() * ffn.intermediate, 1};
   rows.b = {ffn.gate_up.weight, ffn.gate_up.in_stride, strides.feature};
-  rows.b_group_stride = ffn.gate_up.expert_stride;
+  rows.b_group_stride = ffn.expert(1) * ffn.gate_up.expert_stride;
   rows.widths = ffn.widths;
   rows.k = ffn.intermediate;
   rows.n = ffn.in_features;
   rows.num_parts = ffn.num_parts();
   rows.a_part_stride = ffn.intermediate;
   rows.b_part_stride = strides.half;
-  rows.out = sums;
+  rows.store = store;
   grouped_rows_cuda(rows, stream);
 }
 
-/// Every gradient of an expert's own tensors that is not null.
+/// Some of the intermediate features.
+struct FeatureRange {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+/// Every gradient of an expert's own tensors that is not null, of the features in a range alone. Each group is an
+/// expert of its own here.
 template <class T>
-void expert_weights_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, const T* dy,
+void expert_weights_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, const Upstream<T>& rows,
                                   const ExpertFfnBackwardScratch<T>& scratch, const ExpertFfnGradients<T>& gradients,
-                                  cudaStream_t stream) {
+                                  const FeatureRange& range, cudaStream_t stream) {
   const int64_t parts = ffn.num_parts(), inner = ffn.intermediate;
   const GemmColumns<T> x{ffn.x, 1, ffn.in_features, ffn.item_ids, ffn.num_items};
-  const GemmColumns<T> upstream{dy, 1, ffn.out_features, ffn.item_ids, ffn.num_items};
-  const GemmColumns<T> dpre{scratch.dpre_activation, 1, parts * inner};
+  const GemmColumns<T> upstream{rows.dy, 1, ffn.out_features, rows.ids, rows.num_rows};
+  const GemmColumns<T> dpre{scratch.dpre_activation + range.begin, 1, parts * inner};
   GroupedOuter<T> outer{};
   outer.row_offsets = ffn.group_offsets;
   outer.num_groups = ffn.num_experts;
@@ -197,12 +235,12 @@ void expert_weights_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, con
   if (const auto& to = gradients.down; to.weight) {
     GroupedOuter<T> down = outer;
     down.left = upstream;
-    down.right = {scratch.weighted_hidden, 1, inner};
+    down.right = {scratch.weighted_hidden + range.begin, 1, inner};
     down.right_widths = ffn.widths;
     down.m = ffn.out_features;
-    down.n = inner;
+    down.n = range.size();
     down.num_parts = 1;
-    down.to = to.weight;
+    down.to = to.weight + range.begin * to.in_stride;
     down.group_stride = to.expert_stride;
     down.row_stride = to.out_stride;
     down.column_stride = to.in_stride;
@@ -214,11 +252,11 @@ void expert_weights_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, con
     gate_up.left = dpre;
     gate_up.right = x;
     gate_up.left_widths = ffn.widths;
-    gate_up.m = inner;
+    gate_up.m = range.size();
     gate_up.n = ffn.in_features;
     gate_up.num_parts = parts;
     gate_up.left_part_stride = inner;
-    gate_up.to = to.weight;
+    gate_up.to = to.weight + range.begin * strides.feature;
     gate_up.group_stride = to.expert_stride;
     gate_up.part_stride = strides.half;
     gate_up.row_stride = strides.feature;
@@ -231,8 +269,9 @@ void expert_weights_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, con
   }
   if (T* to = gradients.gate_up.bias) {
     const auto strides = HalfStrides::of(ffn, 1);
-    const BiasGradient<T> bias{dpre,  nullptr, ffn.widths,    inner,        parts,
-                               inner, to,      parts * inner, strides.half, strides.feature};
+    BiasGradient<T> bias{dpre,  nullptr, ffn.widths,    range.size(), parts,
+                         inner, to,      parts * inner, strides.half, strides.feature};
+    bias.to += range.begin * strides.feature;
     bias_backward_cuda(ffn, capacity, bias, gradients.frozen, stream);
   }
 }
@@ -244,15 +283,15 @@ template <class T>
 void expert_ffn_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, const T* dy, const T* pre_activation,
                               const ExpertFfnBackwardScratch<T>& scratch, const ExpertFfnGradients<T>& gradients,
                               cudaStream_t stream) {
+  const detail::Upstream<T> upstream{dy, ffn.item_ids, ffn.num_items};
   if (capacity > 0 && ffn.num_experts > 0) {
     const auto tiles = row_tiles_cuda(ffn.group_offsets, ffn.num_experts, capacity, detail::kGemmTile, false,
                                       scratch.schedule, stream);
-    const int64_t blocks = tiles.max_tiles * expert_ffn_dot_parts(ffn.intermediate);
-    const detail::GemmLines<T> upstream{dy, ffn.out_features, 1, ffn.item_ids, ffn.num_items};
-    const detail::GemmLines<T> down{ffn.down.weight, ffn.down.in_stride, ffn.down.out_stride};
-    launch(detail::hidden_backward_kernel<T>, grid_of(blocks), detail::kGemmThreads, detail::GemmTile<T>::shared_size(),
-           stream, ffn, tiles, upstream, down, pre_activation, scratch);
-    if (gradients.x) detail::input_backward_cuda(ffn, tiles, scratch.dpre_activation, scratch.sums, stream);
+    detail::hidden_backward_cuda(ffn, tiles, upstream, pre_activation, scratch, stream);
+    if (gradients.x) {
+      detail::input_backward_cuda(ffn, tiles, scratch.dpre_activation,
+                                  detail::PlainStore<accumulate_t<T>>{scratch.sums}, stream);
+    }
   }
   if (gradients.x) {
     auto combine = expert_combine_of<T, accumulate_t<T>>(ffn, capacity);
@@ -262,12 +301,12 @@ void expert_ffn_backward_cuda(const ExpertFfn<T>& ffn, int64_t capacity, const T
     combine.out = gradients.x;
     expert_combine_cuda(combine, stream);
   }
-  if (gradients.weights && capacity > 0) {
-    const dim3 block(32, 8);
-    launch(detail::weights_backward_kernel<T>, row_grid(capacity, block), block, 0, stream, ffn, capacity, dy,
-           scratch.partial_dots, gradients.weights);
+  if (gradients.weights) {
+    detail::weights_backward_cuda(
+        ffn, upstream, {scratch.partial_dots, capacity, capacity, accumulate_t<T>(1), gradients.weights, nullptr},
+        stream);
   }
-  detail::expert_weights_backward_cuda(ffn, capacity, dy, scratch, gradients, stream);
+  detail::expert_weights_backward_cuda(ffn, capacity, upstream, scratch, gradients, {0, ffn.intermediate}, stream);
 }
 
 }  // namespace anabranch

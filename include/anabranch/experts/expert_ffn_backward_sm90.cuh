@@ -33,10 +33,11 @@ struct HiddenGradientProblem {
   RowTiles tiles;
   const T* dy;
   const T* pre_activation;
-  const int32_t* item_ids;
+  const int32_t* item_ids;  // of dy's rows
   const int32_t* widths;
   const float* weights;
   int64_t num_items, intermediate, out_features, capacity;
+  bool shared;  // all groups have matrix 0
   ExpertFfnBackwardSm90Workspace<T> to;
 
   __device__ int column_tiles() const {
@@ -47,6 +48,7 @@ struct HiddenGradientProblem {
     Tile tile = rows_tile(tiles, index, column_tiles(), Shape::kColumns);
     tile.width = static_cast<int>(width_within(widths, tile.group, intermediate));
     tile.depth_blocks = tile.column < tile.width ? blocks_of_64(out_features) : 0;
+    if (shared) tile.group = 0;
     return tile;
   }
 
@@ -142,27 +144,29 @@ struct HiddenGradientProblem {
   }
 };
 
-/// Weight gradients of the experts that are wanted.
+/// Weight gradients of the experts that are wanted, of the features in a range, which lies at multiples of 8.
 template <class T>
-void expert_weights_backward_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const T* dy,
+void expert_weights_backward_sm90(const ExpertFfn<T>& ffn, int64_t capacity, const Upstream<T>& upstream,
                                   const ExpertFfnBackwardSm90Workspace<T>& workspace,
-                                  const ExpertFfnGradients<T>& gradients, int multiprocessors, cudaStream_t stream) {
+                                  const ExpertFfnGradients<T>& gradients, const FeatureRange& range,
+                                  int multiprocessors, cudaStream_t stream) {
   const auto common = [&](auto problem) {
     problem.group_offsets = ffn.group_offsets;
-    problem.item_ids = ffn.item_ids;
     problem.frozen = gradients.frozen;
     problem.num_groups = ffn.num_experts;
     problem.capacity = capacity;
-    problem.num_items = ffn.num_items;
     return problem;
   };
   if (gradients.down.weight) {
     auto down = common(WeightGradientProblem<T, true>{});
-    down.a = dy;
-    down.b = workspace.weighted_hidden;
-    down.m = down.part_lines = ffn.out_features;
-    down.n = ffn.intermediate;
-    down.out = gradients.down.weight;
+    down.item_ids = upstream.ids;
+    down.num_items = upstream.num_rows;
+    down.a = upstream.dy;
+    down.b = workspace.weighted_hidden + range.begin;
+    down.m = down.a_stride = down.part_lines = ffn.out_features;
+    down.n = range.size();
+    down.b_stride = ffn.intermediate;
+    down.out = gradients.down.weight + range.begin;
     down.group_stride = gradients.down.expert_stride;
     down.line_stride = gradients.down.out_stride;
     weight_gradient_sm90(down, multiprocessors, stream);
@@ -170,22 +174,71 @@ void expert_weights_backward_sm90(const ExpertFfn<T>& ffn, int64_t capacity, con
   if (gradients.gate_up.weight) {
     const auto strides = HalfStrides::of(ffn, gradients.gate_up.out_stride);
     auto gate_up = common(WeightGradientProblem<T, false>{});
-    gate_up.a = workspace.dpre_activation;
+    gate_up.item_ids = ffn.item_ids;
+    gate_up.num_items = ffn.num_items;
     gate_up.b = ffn.x;
-    gate_up.m = 2 * ffn.intermediate;
-    gate_up.n = ffn.in_features;
-    gate_up.out = gradients.gate_up.weight;
+    gate_up.n = gate_up.b_stride = ffn.in_features;
+    gate_up.a_stride = 2 * ffn.intermediate;
     gate_up.group_stride = gradients.gate_up.expert_stride;
     gate_up.part_lines = ffn.intermediate;
     gate_up.part_stride = strides.half;
     gate_up.line_stride = strides.feature;
-    weight_gradient_sm90(gate_up, multiprocessors, stream);
+    // Both halves at once where they lie side by side, which they do whole.
+    const bool whole = range.size() == ffn.intermediate;
+    gate_up.m = whole ? 2 * ffn.intermediate : range.size();
+    for (int part = 0; part < (whole ? 1 : 2); ++part) {
+      gate_up.a = workspace.dpre_activation + part * ffn.intermediate + range.begin;
+      gate_up.out = gradients.gate_up.weight + part * strides.half + range.begin * strides.feature;
+      weight_gradient_sm90(gate_up, multiprocessors, stream);
+    }
   }
   auto biases = gradients;  // of these the portable path makes the biases alone
   biases.down.weight = biases.gate_up.weight = nullptr;
   const ExpertFfnBackwardScratch<T> scratch{workspace.schedule, workspace.weighted_hidden, workspace.dpre_activation,
                                             workspace.partial_dots, nullptr};
-  expert_weights_backward_cuda(ffn, capacity, dy, scratch, biases, stream);
+  expert_weights_backward_cuda(ffn, capacity, upstream, scratch, biases, range, stream);
+}
+
+/// The gradients of the first product's output, and what the others need of the second's.
+template <class T, class Shape>
+void hidden_backward_sm90(const ExpertFfn<T>& ffn, const RowTiles& tiles, const Upstream<T>& upstream,
+                          const T* pre_activation, const ExpertFfnBackwardSm90Workspace<T>& to, int multiprocessors,
+                          cudaStream_t stream) {
+  HiddenGradientProblem<T, Shape> hidden{};
+  hidden.down = down_map(ffn, 64);
+  hidden.tiles = tiles;
+  hidden.dy = upstream.dy;
+  hidden.pre_activation = pre_activation;
+  hidden.item_ids = upstream.ids;
+  hidden.widths = ffn.widths;
+  hidden.weights = ffn.weights;
+  hidden.num_items = upstream.num_rows;
+  hidden.intermediate = ffn.intermediate;
+  hidden.out_features = ffn.out_features;
+  hidden.capacity = tiles.num_rows;
+  hidden.shared = ffn.shared;
+  hidden.to = to;
+  launch_grouped_gemm_sm90(hidden, tiles.max_tiles * column_tiles<Shape::kColumns>(ffn.intermediate), multiprocessors,
+                           stream);
+}
+
+/// The gradient of the rows that the first product read, by Problem: RowsProblem or one that stores otherwise, in
+/// which the caller has set where.
+template <class Problem, class T>
+void input_backward_sm90(Problem input, const ExpertFfn<T>& ffn, const RowTiles& tiles, const T* dpre_activation,
+                         int multiprocessors, cudaStream_t stream) {
+  for (int part = 0; part < 2; ++part) {
+    input.a[part] =
+        entry_map<T>(dpre_activation + part * ffn.intermediate, tiles.num_rows, ffn.intermediate, 2 * ffn.intermediate);
+    input.b[part] = gate_up_map(ffn, part, 64);
+  }
+  input.tiles = tiles;
+  input.widths = ffn.widths;
+  input.depth = ffn.intermediate;
+  input.n = ffn.in_features;
+  input.shared = ffn.shared;
+  launch_grouped_gemm_sm90(input, tiles.max_tiles * column_tiles<Problem::Shape::kColumns>(ffn.in_features),
+                           multiprocessors, stream);
 }
 
 template <class T, class Shape>
@@ -194,35 +247,12 @@ void expert_ffn_sm90_backward(const ExpertFfn<T>& ffn, int64_t capacity, const T
                               const ExpertFfnGradients<T>& gradients, int multiprocessors, cudaStream_t stream) {
   const RowTiles tiles =
       row_tiles_cuda(ffn.group_offsets, ffn.num_experts, capacity, Shape::kRows, false, workspace.schedule, stream);
-  const auto column_tiles = [](int64_t columns) { return (columns + Shape::kColumns - 1) / Shape::kColumns; };
-  HiddenGradientProblem<T, Shape> hidden{};
-  hidden.down = down_map(ffn, 64);
-  hidden.tiles = tiles;
-  hidden.dy = dy;
-  hidden.pre_activation = pre_activation;
-  hidden.item_ids = ffn.item_ids;
-  hidden.widths = ffn.widths;
-  hidden.weights = ffn.weights;
-  hidden.num_items = ffn.num_items;
-  hidden.intermediate = ffn.intermediate;
-  hidden.out_features = ffn.out_features;
-  hidden.capacity = capacity;
-  hidden.to = workspace;
-  launch_grouped_gemm_sm90(hidden, tiles.max_tiles * column_tiles(ffn.intermediate), multiprocessors, stream);
-
+  const Upstream<T> upstream{dy, ffn.item_ids, ffn.num_items};
+  hidden_backward_sm90<T, Shape>(ffn, tiles, upstream, pre_activation, workspace, multiprocessors, stream);
   if (gradients.x) {
     RowsProblem<T, Shape, 2, true> input{};
-    for (int part = 0; part < 2; ++part) {
-      input.a[part] = entry_map<T>(workspace.dpre_activation + part * ffn.intermediate, capacity, ffn.intermediate,
-                                   2 * ffn.intermediate);
-      input.b[part] = gate_up_map(ffn, part, 64);
-    }
-    input.tiles = tiles;
-    input.widths = ffn.widths;
-    input.depth = ffn.intermediate;
-    input.n = ffn.in_features;
     input.out = workspace.rows;
-    launch_grouped_gemm_sm90(input, tiles.max_tiles * column_tiles(ffn.in_features), multiprocessors, stream);
+    input_backward_sm90(input, ffn, tiles, workspace.dpre_activation, multiprocessors, stream);
     auto combine = expert_combine_of<T, T>(ffn, capacity);
     combine.rows = workspace.rows;
     combine.identity_rows = dy;
@@ -231,11 +261,11 @@ void expert_ffn_sm90_backward(const ExpertFfn<T>& ffn, int64_t capacity, const T
     expert_combine_cuda(combine, stream);
   }
   if (gradients.weights) {
-    const dim3 block(32, 8);
-    launch(weights_backward_kernel<T>, row_grid(capacity, block), block, 0, stream, ffn, capacity, dy,
-           workspace.partial_dots, gradients.weights);
+    weights_backward_cuda(ffn, upstream, {workspace.partial_dots, capacity, capacity, 1.0f, gradients.weights, nullptr},
+                          stream);
   }
-  expert_weights_backward_sm90(ffn, capacity, dy, workspace, gradients, multiprocessors, stream);
+  expert_weights_backward_sm90(ffn, capacity, upstream, workspace, gradients, {0, ffn.intermediate}, multiprocessors,
+                               stream);
 }
 
 }  // namespace detail

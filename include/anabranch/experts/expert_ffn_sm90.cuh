@@ -46,7 +46,7 @@ struct GateUpProblem {
   const int32_t* widths;
   const T* bias;
   int64_t num_items, in_features, intermediate;
-  bool interleaved;
+  bool interleaved, shared;  // shared: all groups have matrix and bias 0
   T* hidden;
   T* pre_activation;  // or null
 
@@ -56,6 +56,7 @@ struct GateUpProblem {
     Tile tile = rows_tile(tiles, index, column_tiles(), kFeatures);
     tile.width = static_cast<int>(width_within(widths, tile.group, intermediate));
     tile.depth_blocks = tile.column < tile.width ? blocks_of_64(in_features) : 0;
+    if (shared) tile.group = 0;
     return tile;
   }
 
@@ -136,15 +137,56 @@ template <class T>
 TensorMap gate_up_map(const ExpertFfn<T>& ffn, int part, int box_lines) {
   const int64_t stride = ffn.gate_up.out_stride;
   return make_tensor_map(TensorView<T>{ffn.gate_up.weight + ffn.gate_up_row(part, 0) * stride, ffn.in_features,
-                                       ffn.intermediate, ffn.num_experts, ffn.interleaved ? 2 * stride : stride,
+                                       ffn.intermediate, ffn.num_matrices(), ffn.interleaved ? 2 * stride : stride,
                                        ffn.gate_up.expert_stride, box_lines});
 }
 
 /// [num_experts, out_features, intermediate].
 template <class T>
 TensorMap down_map(const ExpertFfn<T>& ffn, int box_lines) {
-  return make_tensor_map(TensorView<T>{ffn.down.weight, ffn.intermediate, ffn.out_features, ffn.num_experts,
+  return make_tensor_map(TensorView<T>{ffn.down.weight, ffn.intermediate, ffn.out_features, ffn.num_matrices(),
                                        ffn.down.out_stride, ffn.down.expert_stride, box_lines});
+}
+
+/// Product 1. GatherKind::copy: `rows` are those of x in entry order, with at least num_entries of them.
+template <class T, class Shape, GatherKind kGather>
+void gate_up_sm90(const ExpertFfn<T>& ffn, const RowTiles& tiles, const T* rows, int64_t num_entries, T* hidden,
+                  T* pre_activation, int multiprocessors, cudaStream_t stream) {
+  using Problem = GateUpProblem<T, Shape, kGather>;
+  Problem problem{};
+  if constexpr (kGather == GatherKind::copy)
+    problem.x_map = entry_map<T>(rows, num_entries, ffn.in_features, ffn.in_features);
+  for (int part = 0; part < 2; ++part) problem.gate_up[part] = gate_up_map(ffn, part, Problem::kFeatures);
+  problem.tiles = tiles;
+  problem.x = ffn.x;
+  problem.item_ids = ffn.item_ids;
+  problem.widths = ffn.widths;
+  problem.bias = ffn.gate_up.bias;
+  problem.num_items = ffn.num_items;
+  problem.in_features = ffn.in_features;
+  problem.intermediate = ffn.intermediate;
+  problem.interleaved = ffn.interleaved;
+  problem.shared = ffn.shared;
+  problem.hidden = hidden;
+  problem.pre_activation = pre_activation;
+  launch_grouped_gemm_sm90(problem, tiles.max_tiles * column_tiles<Problem::kFeatures>(ffn.intermediate),
+                           multiprocessors, stream);
+}
+
+/// The down product, by Problem: RowsProblem or one that stores otherwise, in which the caller has set where.
+template <class Problem, class T>
+void down_sm90(Problem down, const ExpertFfn<T>& ffn, const RowTiles& tiles, const T* hidden, int64_t num_entries,
+               int multiprocessors, cudaStream_t stream) {
+  constexpr int kColumns = Problem::Shape::kColumns;
+  down.a[0] = entry_map<T>(hidden, num_entries, ffn.intermediate, ffn.intermediate);
+  down.b[0] = down_map(ffn, kColumns);
+  down.tiles = tiles;
+  down.widths = ffn.widths;
+  down.bias = ffn.down.bias;
+  down.depth = ffn.intermediate;
+  down.n = ffn.out_features;
+  down.shared = ffn.shared;
+  launch_grouped_gemm_sm90(down, tiles.max_tiles * column_tiles<kColumns>(ffn.out_features), multiprocessors, stream);
 }
 
 template <class T, class Shape>
@@ -152,43 +194,16 @@ void expert_ffn_sm90_forward(const ExpertFfn<T>& ffn, int64_t capacity, GatherKi
                              const ExpertFfnSm90Workspace<T>& workspace, int multiprocessors, cudaStream_t stream) {
   const RowTiles tiles =
       row_tiles_cuda(ffn.group_offsets, ffn.num_experts, capacity, Shape::kRows, false, workspace.schedule, stream);
-  const auto gate_up = [&]<GatherKind kGather>() {
-    using Problem = GateUpProblem<T, Shape, kGather>;
-    Problem problem{};
-    if constexpr (kGather == GatherKind::copy) {
-      gather_cuda<T>(ffn.x, nullptr, ffn.item_ids, ffn.group_offsets + ffn.num_experts, ffn.num_items, capacity,
-                     ffn.in_features, workspace.x, stream);
-      problem.x_map = entry_map<T>(workspace.x, capacity, ffn.in_features, ffn.in_features);
-    }
-    for (int part = 0; part < 2; ++part) problem.gate_up[part] = gate_up_map(ffn, part, Problem::kFeatures);
-    problem.tiles = tiles;
-    problem.x = ffn.x;
-    problem.item_ids = ffn.item_ids;
-    problem.widths = ffn.widths;
-    problem.bias = ffn.gate_up.bias;
-    problem.num_items = ffn.num_items;
-    problem.in_features = ffn.in_features;
-    problem.intermediate = ffn.intermediate;
-    problem.interleaved = ffn.interleaved;
-    problem.hidden = workspace.hidden;
-    problem.pre_activation = pre_activation;
-    const int64_t column_tiles = (ffn.intermediate + Problem::kFeatures - 1) / Problem::kFeatures;
-    launch_grouped_gemm_sm90(problem, tiles.max_tiles * column_tiles, multiprocessors, stream);
-  };
-  gather == GatherKind::copy ? gate_up.template operator()<GatherKind::copy>()
-                             : gate_up.template operator()<GatherKind::in_kernel>();
-
+  if (gather == GatherKind::copy) {
+    gather_cuda<T>(ffn.x, nullptr, ffn.item_ids, ffn.group_offsets + ffn.num_experts, ffn.num_items, capacity,
+                   ffn.in_features, workspace.x, stream);
+  }
+  const auto gate_up = gather == GatherKind::copy ? gate_up_sm90<T, Shape, GatherKind::copy>
+                                                  : gate_up_sm90<T, Shape, GatherKind::in_kernel>;
+  gate_up(ffn, tiles, workspace.x, capacity, workspace.hidden, pre_activation, multiprocessors, stream);
   RowsProblem<T, Shape, 1, false> down{};
-  down.a[0] = entry_map<T>(workspace.hidden, capacity, ffn.intermediate, ffn.intermediate);
-  down.b[0] = down_map(ffn, Shape::kColumns);
-  down.tiles = tiles;
-  down.widths = ffn.widths;
-  down.bias = ffn.down.bias;
-  down.depth = ffn.intermediate;
-  down.n = ffn.out_features;
   down.out = workspace.rows;
-  launch_grouped_gemm_sm90(down, tiles.max_tiles * ((ffn.out_features + Shape::kColumns - 1) / Shape::kColumns),
-                           multiprocessors, stream);
+  down_sm90(down, ffn, tiles, workspace.hidden, capacity, multiprocessors, stream);
   auto combine = expert_combine_of<T, T>(ffn, capacity);
   combine.rows = workspace.rows;
   combine.weights = ffn.weights;

@@ -40,7 +40,7 @@ class GatheredRows {
 
 /// MN-major operand: 64 entries' rows for each depth block, kBlocks x 64 of their columns.
 template <class T, int kBlocks>
-__device__ __forceinline__ void copy_k_rows(const T* matrix, int64_t columns, int first_column,
+__device__ __forceinline__ void copy_k_rows(const T* matrix, int64_t stride, int64_t columns, int first_column,
                                             const int32_t (&rows)[4], int thread, SharedAddress to) {
   const int line = thread / 8, piece = thread % 8;
   const SharedAddress destination = to + swizzled_offset(line, piece);
@@ -50,7 +50,7 @@ __device__ __forceinline__ void copy_k_rows(const T* matrix, int64_t columns, in
     for (int b = 0; b < kBlocks; ++b) {
       const int column = first_column + b * 64 + piece * 8;
       const bool exists = rows[i] >= 0 && column < columns;
-      cp_async_16(destination + b * (64 * 128) + i * 16 * 128, matrix + (exists ? rows[i] * columns + column : 0),
+      cp_async_16(destination + b * (64 * 128) + i * 16 * 128, matrix + (exists ? rows[i] * stride + column : 0),
                   exists);
     }
   }

@@ -32,22 +32,34 @@ __device__ inline int64_t width_within(const int32_t* widths, int64_t group, int
   return width < 0 ? 0 : width < limit ? width : limit;
 }
 
-/// out[s, j] = bias[g, j] + sum over parts and p < k of a(s, p) * b[g](j, p) for the rows s of every group g.
-template <class T, class Out>
-struct GroupedRows {
-  RowTiles tiles;  // the tail's rows become zeros
-  GemmLines<T> a;  // line s: row s
-  GemmLines<T> b;  // line j: column j of group 0's matrix
-  int64_t b_group_stride;
-  const T* bias;          // [num_groups, n] or null
-  const int32_t* widths;  // [num_groups]: how many of the k elements a group uses; or null
-  int64_t k, n;
-  int64_t num_parts, a_part_stride, b_part_stride;
+/// Where GroupedRows puts its sums if nothing else is said: rows as they are.
+template <class Out>
+struct PlainStore {
   Out* out;  // [num_rows, n]
+
+  /// Columns first .. first + columns of n, by the lanes of a warp; value(c) is the sum of column first + c.
+  template <class Value>
+  __device__ void operator()(int64_t row, int64_t n, int64_t first, int columns, int lane, Value&& value) const {
+    for (int column = lane; column < columns; column += 32) out[row * n + first + column] = Out(value(column));
+  }
 };
 
-template <class T, class Out>
-__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>) grouped_rows_kernel(GroupedRows<T, Out> problem) {
+/// store(s, j) = bias[g, j] + sum over parts and p < k of a(s, p) * b[g](j, p) for the rows s of every group g.
+template <class T, class Store>
+struct GroupedRows {
+  RowTiles tiles;                             // the tail's rows become zeros
+  GemmLines<T> a;                             // line s: row s
+  GemmLines<T> b;                             // line j: column j of group 0's matrix
+  int64_t b_group_stride, bias_group_stride;  // 0: all groups have one
+  const T* bias;                              // [num_groups, n] or null
+  const int32_t* widths;                      // [num_groups]: how many of the k elements a group uses; or null
+  int64_t k, n;
+  int64_t num_parts, a_part_stride, b_part_stride;
+  Store store;
+};
+
+template <class T, class Store>
+__global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>) grouped_rows_kernel(GroupedRows<T, Store> problem) {
   using Sum = accumulate_t<T>;
   const int64_t column_tiles = ceil_div_64(problem.n), block = blockIdx.x;
   const RowTile rows = problem.tiles.tile(block / column_tiles);
@@ -65,21 +77,20 @@ __global__ void __launch_bounds__(kGemmThreads, kGemmBlocks<T>) grouped_rows_ker
     }
   }
   const SharedArray<Sum> sums = tile.share();
-  const T* bias = exists && problem.bias ? problem.bias + rows.group * problem.n + first : nullptr;
+  const T* bias = exists && problem.bias ? problem.bias + rows.group * problem.bias_group_stride + first : nullptr;
   for_each_tile_row(rows.size(), [&](int row, int lane) {
-    Out* out = problem.out + (rows.begin + row) * problem.n + first;
-    for (int column = lane; column < columns; column += 32) {
+    problem.store(rows.begin + row, problem.n, first, columns, lane, [&](int column) {
       const Sum sum = sums[row * kGemmTile + column];
-      out[column] = Out(bias ? sum + static_cast<Sum>(bias[column]) : sum);
-    }
+      return bias ? sum + static_cast<Sum>(bias[column]) : sum;
+    });
   });
 }
 
-template <class T, class Out>
-void grouped_rows_cuda(const GroupedRows<T, Out>& problem, cudaStream_t stream) {
+template <class T, class Store>
+void grouped_rows_cuda(const GroupedRows<T, Store>& problem, cudaStream_t stream) {
   const int64_t blocks = problem.tiles.max_tiles * ((problem.n + kGemmTile - 1) / kGemmTile);
   if (blocks == 0) return;
-  launch(grouped_rows_kernel<T, Out>, grid_of(blocks), kGemmThreads, GemmTile<T>::shared_size(), stream, problem);
+  launch(grouped_rows_kernel<T, Store>, grid_of(blocks), kGemmThreads, GemmTile<T>::shared_size(), stream, problem);
 }
 
 /// to[g](i, j) = sum over the rows s of group g of left(i, s) * right(j, s), for every part of the lines; zero for

@@ -14,16 +14,17 @@ void grouped_mm_cuda(const GroupedMm<T>& problem, int32_t* scratch, cudaStream_t
   if (problem.num_rows == 0 || problem.n == 0) return;
   const auto tiles =
       row_tiles_cuda(problem.offsets, problem.num_groups, problem.num_rows, detail::kGemmTile, true, scratch, stream);
-  detail::GroupedRows<T, T> rows{};
+  detail::GroupedRows<T, detail::PlainStore<T>> rows{};
   rows.tiles = tiles;
   rows.a = {problem.x.data, problem.x.row_stride, problem.x.column_stride};
   rows.b = {problem.w.data, problem.w.column_stride, problem.w.row_stride};
   rows.b_group_stride = problem.w_group_stride;
   rows.bias = problem.bias;
+  rows.bias_group_stride = problem.n;
   rows.k = problem.k;
   rows.n = problem.n;
   rows.num_parts = 1;
-  rows.out = problem.out;
+  rows.store = {problem.out};
   detail::grouped_rows_cuda(rows, stream);
 }
 

@@ -53,8 +53,8 @@ void grouped_mm_dw_sm90(const GroupedMmDw<T>& problem, int64_t num_rows, int mul
   dw.group_offsets = problem.offsets;
   dw.num_groups = problem.num_groups;
   dw.capacity = dw.num_items = num_rows;
-  dw.m = dw.part_lines = problem.k;
-  dw.n = problem.n;
+  dw.m = dw.part_lines = dw.a_stride = problem.k;
+  dw.n = dw.b_stride = problem.n;
   dw.out = problem.dw;
   dw.group_stride = problem.k * problem.n;
   dw.line_stride = problem.n;

@@ -13,7 +13,8 @@ namespace anabranch::detail {
 
 __device__ inline int blocks_of_64(int64_t extent) { return static_cast<int>((extent + 63) / 64); }
 
-/// A tile of rows of one group and 256 sums of each. 32 bits, as the offsets have: two of these live beside the sums.
+/// A tile of rows of one group (0 where all share a matrix) and 256 sums of each. 32 bits, as the offsets have: two of
+/// these live beside the sums.
 struct RowsTile {
   int group, begin, rows, column, depth_blocks, width;
 };
@@ -36,6 +37,12 @@ __device__ inline int64_t scheduled_tiles(const RowTiles& tiles) {
   return tiles.tile_offsets[tiles.num_groups + tiles.with_tail];
 }
 
+/// Tiles of kColumns columns, on the host.
+template <int kColumns>
+int64_t column_tiles(int64_t columns) {
+  return (columns + kColumns - 1) / kColumns;
+}
+
 /// out[s, :] = sum over parts of a_part[s, :] b_part[group of s] (+ bias): A's rows lie in entry order.
 /// kBMnMajor: b_part [num_experts, depth, n]; else [num_experts, n, depth].
 template <class T, class Shape_, int kParts, bool kBMnMajor_>
@@ -52,7 +59,8 @@ struct RowsProblem {
   const int32_t* widths;  // how much of depth an expert uses, or null
   const T* bias;          // [num_experts, n] or null
   int64_t depth, n;
-  T* out;  // [capacity, n]
+  bool shared;  // all groups have matrix and bias 0
+  T* out;       // [capacity, n]
 
   __device__ int column_tiles() const { return static_cast<int>((n + Shape::kColumns - 1) / Shape::kColumns); }
   __device__ int64_t num_tiles() const { return scheduled_tiles(tiles) * column_tiles(); }
@@ -60,6 +68,7 @@ struct RowsProblem {
     Tile tile = rows_tile(tiles, index, column_tiles(), Shape::kColumns);
     tile.width = tile.group == tiles.num_groups ? 0 : static_cast<int>(width_within(widths, tile.group, depth));
     tile.depth_blocks = kParts * blocks_of_64(tile.width);
+    if (shared) tile.group = 0;
     return tile;
   }
 

@@ -24,12 +24,12 @@ struct WeightGradientProblem {
   static constexpr bool kAMnMajor = true, kBMnMajor = true, kThreadsLoad = true;
   static constexpr bool kBoxes = false;
 
-  const T* a;  // [rows, m]
-  const T* b;  // [rows, n]
+  const T* a;  // [rows, m], rows a_stride apart
+  const T* b;  // [rows, n], rows b_stride apart
   const int32_t* group_offsets;
   const int32_t* item_ids;  // or null: both operands lie in entry order
   const bool* frozen;       // [num_groups] or null
-  int64_t num_groups, capacity, num_items, m, n;
+  int64_t num_groups, capacity, num_items, m, n, a_stride, b_stride;
   // out[g](i, j) lies at g * group_stride + i / part_lines * part_stride + i % part_lines * line_stride + j
   T* out;
   int64_t group_stride, part_lines, part_stride, line_stride;
@@ -74,8 +74,10 @@ struct WeightGradientProblem {
     }
     __device__ void copy(const WeightGradientProblem& problem, const Tile& tile, int block, SharedAddress a,
                          SharedAddress b) {
-      copy_k_rows<T, Shape::kRows / 64>(problem.a, problem.m, tile.first_a, kGathersA ? items : entries, thread, a);
-      copy_k_rows<T, Shape::kColumns / 64>(problem.b, problem.n, tile.first_b, kGathersA ? entries : items, thread, b);
+      copy_k_rows<T, Shape::kRows / 64>(problem.a, problem.a_stride, problem.m, tile.first_a,
+                                        kGathersA ? items : entries, thread, a);
+      copy_k_rows<T, Shape::kColumns / 64>(problem.b, problem.b_stride, problem.n, tile.first_b,
+                                           kGathersA ? entries : items, thread, b);
       read_ids(problem, tile, block + 1);
     }
   };

@@ -41,10 +41,10 @@ struct FfnWidths {
     return choice_bytes == 1 ? static_cast<const uint8_t*>(choice)[row] : static_cast<const int64_t*>(choice)[row];
   }
   /// A choice that does not exist skips.
-  ANABRANCH_HOST_DEVICE int group_of(int64_t row) const {
-    const int64_t index = choice_of(row);
+  ANABRANCH_HOST_DEVICE int group_of_choice(int64_t index) const {
     return index < 0 || index >= count || width[index] == 0 ? num_groups() : count - 1 - static_cast<int>(index);
   }
+  ANABRANCH_HOST_DEVICE int group_of(int64_t row) const { return group_of_choice(choice_of(row)); }
   ANABRANCH_HOST_DEVICE int32_t width_of_group(int group) const { return width[count - 1 - group]; }
 };
 

@@ -41,8 +41,8 @@ void group_rows_cpu(const GatedFfn<T>& problem, const RowGroups& groups) {
 
 namespace detail {
 
-/// Up to here reading the weights once is worth more than multiplying no zeros: measured with four widths on a core that
-/// reads as long as it multiplies 14 rows, 2.4 ms for 16 rows against 4.4, and even at 28.
+/// Up to here reading the weights once is worth more than multiplying no zeros: measured with four widths on a core
+/// that reads as long as it multiplies 14 rows, 2.4 ms for 16 rows against 4.4, and even at 28.
 inline constexpr int64_t max_rows_as_one = 28;
 
 /// The rows of a branch as the problem of the experts' kernels: entry e is row item_ids[e] of x, or row e without ids.

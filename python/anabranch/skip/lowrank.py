@@ -47,7 +47,7 @@ def lowrank_residual(
 
     Cost:
         4*T*H*r FLOPs for T rows, twice that backward; every matrix is read once, x read and y written once. On a GPU
-        two launches (three with a norm) whatever G is.
+        three launches whatever G is.
     """
     op = "lowrank_residual"
     check_floating(op, x=x, down_proj=down_proj, up_proj=up_proj)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
+from math import floor
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from anabranch.skip import Action, ContiguousSkip, KeyValueRule, Layer, State, UniformSkip
@@ -14,9 +16,19 @@ from anabranch.skip import Action, ContiguousSkip, KeyValueRule, Layer, State, U
 X = torch.zeros(2, 1, 4)
 
 
-@given(st.integers(2, 80), st.floats(1, 8))
-def test_kept_layers_are_as_many_as_the_speedup_says(num_layers: int, speedup: float) -> None:
-    wanted = int(num_layers / speedup)
+def kept_number(num_layers: int, hundredths: int) -> int:
+    """floor(L / speedup) in whole numbers: what a speed-up written with two digits after the point means."""
+    return num_layers * 100 // hundredths
+
+
+SPEEDUPS = st.integers(100, 800)  # in hundredths
+
+
+@given(st.integers(2, 80), SPEEDUPS)
+@example(33, 110)
+@example(21, 105)
+def test_kept_layers_are_as_many_as_the_speedup_says(num_layers: int, hundredths: int) -> None:
+    wanted, speedup = kept_number(num_layers, hundredths), hundredths / 100
     for pattern in ("even", "released"):
         policy = UniformSkip(speedup, pattern=pattern)
         if wanted < 2:
@@ -29,10 +41,19 @@ def test_kept_layers_are_as_many_as_the_speedup_says(num_layers: int, speedup: f
         assert policy.skippable_layers(num_layers) == set(range(num_layers)) - set(kept)
 
 
-@given(st.integers(2, 80), st.floats(1, 8))
-def test_even_gaps_differ_by_one_at_most(num_layers: int, speedup: float) -> None:
-    if int(num_layers / speedup) >= 2:
-        kept = UniformSkip(speedup).kept_layers(num_layers)
+@given(st.integers(2, 80), st.data())
+def test_a_speedup_that_is_a_quotient_keeps_its_divisor(num_layers: int, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(2, num_layers))
+    assert len(UniformSkip(num_layers / kept).kept_layers(num_layers)) == kept
+
+
+@given(st.integers(2, 80), SPEEDUPS)
+def test_even_layers_are_the_nearest_to_even_distances(num_layers: int, hundredths: int) -> None:
+    number = kept_number(num_layers, hundredths)
+    if number >= 2:
+        kept = UniformSkip(hundredths / 100).kept_layers(num_layers)
+        half = Fraction(1, 2)
+        assert kept == [floor(Fraction(i * (num_layers - 1), number - 1) + half) for i in range(number)]
         gaps = {b - a for a, b in itertools.pairwise(kept)}
         assert max(gaps) - min(gaps) <= 1
 
@@ -45,11 +66,12 @@ def released_rule(num_layers: int, kept: int) -> list[int]:
     return sorted(chosen)
 
 
-@given(st.integers(2, 80), st.floats(1, 8))
-def test_released_is_the_released_loop(num_layers: int, speedup: float) -> None:
-    kept = int(num_layers / speedup)
+@given(st.integers(2, 80), SPEEDUPS)
+def test_released_is_the_released_loop(num_layers: int, hundredths: int) -> None:
+    kept = kept_number(num_layers, hundredths)
     if kept >= 2:
-        assert UniformSkip(speedup, pattern="released").kept_layers(num_layers) == released_rule(num_layers, kept)
+        policy = UniformSkip(hundredths / 100, pattern="released")
+        assert policy.kept_layers(num_layers) == released_rule(num_layers, kept)
 
 
 def test_released_loses_a_block_of_eleven_and_even_does_not() -> None:
@@ -77,12 +99,23 @@ def test_prompt_runs_all_and_decoding_the_kept(policy: UniformSkip | ContiguousS
     assert policy.scope == "layer" and not list(policy.parameters())
 
 
+@pytest.mark.parametrize("policy", [UniformSkip(2), ContiguousSkip(1, 2)], ids=["uniform", "contiguous"])
+def test_a_prompt_in_chunks_runs_all(policy: UniformSkip | ContiguousSkip) -> None:
+    """Also after it several tokens at once are decoding."""
+    state, got = State(6), []
+    for tokens in (3, 3, 2, 1, 2):
+        decisions = [policy.decide(layer, state.step, torch.zeros(2, tokens, 4), state) for layer in range(6)]
+        got.append(any(decision is not None for decision in decisions))
+        state.advance(tokens)
+    assert got == [False, False, False, True, True]
+
+
 def test_contiguous_block() -> None:
     assert ContiguousSkip(2, 4).skippable_layers(6) == {2, 3, 4}
 
 
 def test_bad_input() -> None:
-    for speedup in (0.5, float("nan")):
+    for speedup in (0.5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="speedup is"):
             UniformSkip(speedup)
     with pytest.raises(ValueError, match="pattern is 'odd'"):

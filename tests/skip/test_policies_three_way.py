@@ -135,6 +135,11 @@ def test_bad_input() -> None:
     for shares in ((0.5, 0.5), (1.5, -0.5, 0), (0.5, 0.5, 0.5)):
         with pytest.raises(ValueError, match="probabilities is"), policy.random_routing(shares):
             pass
+    for small, way in (("prefix", -1), ("prefix", 3), ("separate", -1), ("separate", 2)):
+        with pytest.raises(ValueError, match="pattern has ways from"), build(small=small).forced((0, way)):
+            pass
+    with build(small="separate").forced((0, 1)), build().forced((0, 2)):
+        pass
     for pattern in ((1,), torch.zeros(2), torch.zeros(2, 1, 1, 1, dtype=torch.int64)):
         with pytest.raises(ValueError, match="pattern is"), policy.forced(pattern):
             pass

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
@@ -106,9 +106,10 @@ class State:
 
     Attributes:
         num_layers: layers of the model.
-        step: forward calls of this stream before this one; 0 is the prompt.
+        step: forward calls of this stream before this one; 0 is the prompt, or its first chunk.
         position: tokens of this stream before this call.
         padding: bool `[B, S]`, true where a token of this call is real; None if all are.
+        decoding: whether a call of one token has been: the prompt is over.
         memory: the policy's own. Tensors in it have the batch as their first dimension: beam search reorders them.
     """
 
@@ -117,12 +118,22 @@ class State:
         self.step = 0
         self.position = 0
         self.padding: Tensor | None = None
+        self.decoding = False
         self.memory: dict[Hashable, Any] = {}
 
     def advance(self, tokens: int) -> None:
         """Called after each forward of `tokens` tokens."""
         self.step += 1
         self.position += tokens
+        self.decoding = self.decoding or tokens == 1
+
+    def in_prompt(self, step: int, tokens: int) -> bool:
+        """Whether a call of `tokens` tokens is of the prompt: the first, and those of several tokens that follow it.
+
+        So is each chunk of a prompt that comes in pieces (`generate(prefill_chunk_size=...)`), but for a last one of a
+        single token, which cannot be told from decoding. Once a call has had one token, all calls are decoding.
+        """
+        return step == 0 or (tokens != 1 and not self.decoding)
 
     def reorder(self, index: Tensor) -> None:
         """Sequence b becomes what sequence `index[b]` was; also what `repeat_interleave` and selection need."""
@@ -142,6 +153,7 @@ class Policy(nn.Module):
         key_value_rule: for skipped layers, unless the user of the policy chooses another.
         repeats: whether it may answer `REPEAT`.
         revives: whether a layer that a sequence skipped may run for it at a later step.
+        trains_by_output: whether `trained_output` stands in for `decide` in training mode with gradients on.
     """
 
     scope: Scope = "ffn"
@@ -150,6 +162,7 @@ class Policy(nn.Module):
     key_value_rule: KeyValueRule = KeyValueRule.COMPUTE
     repeats: bool = False
     revives: bool = True
+    trains_by_output: bool = False
 
     def check(self, num_layers: int, hidden_size: int, intermediate_size: int) -> None:
         """Raises ValueError where the policy does not fit a model of this shape. Called once, before anything runs."""
@@ -171,3 +184,24 @@ class Policy(nn.Module):
 
     def observe(self, layer: int, step: int, x: Tensor, y: Tensor, cosine: Tensor | None, state: State) -> None:
         """After the layer: its input, output, and cos(x, y) `[B, S]` (1 for tokens that skipped), if asked for."""
+
+    def trained_output(
+        self, layer: int, x: Tensor, run: Callable[[Tensor | None], Tensor], state: State
+    ) -> Tensor | None:
+        """In training, what the layer gives instead of a decision's outcome; None: `decide` is asked.
+
+        For policies whose decision as such has no gradient to all that they learn. Everything is computed: training
+        saves nothing.
+
+        Args:
+            layer, x, state: as in `decide`.
+            run: scope "layer": given bool `[B, S]` or None, the layer's full output, with the keys of tokens where it
+                is true out of its attention if the key-value rule is HOLE. Scope "ffn": given `[B, 1, n]` in x's dtype
+                or None, the FFN's branch `FFN(norm x)` with its first n hidden features multiplied by it, between
+                activation and down-projection, and the others by 0.
+
+        Returns:
+            `[B, S, H]`: the output of the layer (scope "ffn": of the FFN block, the residual added). `observe` gets it
+            if asked for, without a cosine.
+        """
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -83,20 +83,36 @@ class RecordingPolicy(Policy):
     """A policy that keeps what its layers computed in the last forward, for its loss.
 
     It records, and decides as in training, while it is in training mode and gradients are on; under `no_grad`, as in
-    `generate`, it decides as in inference. Each forward overwrites the last; a loss takes what there is away. With
-    gradient checkpointing use `use_reentrant=False`: the other kind runs the forward without gradients.
+    `generate`, it decides as in inference. What is recorded, and with it the forward's graph, lives until a loss takes
+    it, the next such forward begins (its first layer is no higher than the last one's last), or `forget`; copies and
+    pickles do not have it. With gradient checkpointing use `use_reentrant=False`: the other kind runs the forward
+    without gradients.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._recorded: dict[str, dict[int, Tensor]] = {}
+        self._last_recorded = -1
 
     @property
     def learning(self) -> bool:
         """Whether decisions are those of training."""
         return self.training and torch.is_grad_enabled()
 
+    def forget(self) -> None:
+        """Lets go of what the last forward recorded."""
+        self._recorded = {}
+        self._last_recorded = -1
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Tensors of a graph can be neither copied nor pickled.
+        return {**self.__dict__, "_recorded": {}, "_last_recorded": -1}
+
     def _record(self, layer: int, **values: Tensor) -> None:
+        """Called once by each layer that records, in ascending order."""
+        if layer <= self._last_recorded:
+            self._recorded = {}
+        self._last_recorded = layer
         for name, value in values.items():
             self._recorded.setdefault(name, {})[layer] = value
 

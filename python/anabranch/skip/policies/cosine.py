@@ -38,7 +38,7 @@ class CosineSkip(Policy):
         warmup_tokens: tokens at the start of a sequence that always run; with `skip_prompt=False` those after the
             prompt.
         until: "end_region", or for how many layers a token skips.
-        skip_prompt: whether tokens of the prompt may skip.
+        skip_prompt: whether tokens of the prompt (`State.in_prompt`) may skip.
 
     Raises:
         ValueError: a negative count, `until` below 1; in `check`, fewer than two layers between the cold ones, where
@@ -110,7 +110,7 @@ class CosineSkip(Policy):
             memory["step"] = step
             memory["first"] = memory.get("next", torch.zeros(x.shape[0], dtype=torch.int64, device=x.device))
         number = memory["first"][:, None] + token_numbers(x, state.padding)
-        if self.skip_prompt or step > 0:
+        if self.skip_prompt or not state.in_prompt(step, x.shape[1]):
             memory["may_skip"] = number >= self.warmup_tokens
             real = x.shape[1] if state.padding is None else state.padding.sum(1)
             memory["next"] = memory["first"] + real

@@ -37,7 +37,9 @@ class LayerRouter(RecordingPolicy):
     The knob `p` leans the softmax: -1 is all skip, -.5 the router, +.5 all run, +1 all repeat, and between two of
     them probabilities are mixed linearly before the largest is taken.
 
-    Since decisions are frozen, a layer that a sequence skipped is never run for it, and leaves no keys and values.
+    Where the prompt comes in chunks (`generate(prefill_chunk_size=...)`), the first chunk decides; without a cache each
+    call is a prompt and decides anew. Since decisions are frozen, a layer that a sequence skipped is never run for it,
+    and leaves no keys and values.
 
     Gradient, `objective="supervised"` (Dr.LLM): from labels alone, by `supervised_loss` (focal). The action is an
     argmax and takes none. In training the labels drive what runs (`teacher_forcing`); the model is frozen.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -27,7 +28,7 @@ class _StaticSkip(Policy):
         self.skippable_layers(num_layers)
 
     def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
-        if step == 0 and not self.skip_prompt:
+        if not self.skip_prompt and state.in_prompt(step, x.shape[1]):
             return None
         return Layer(Action.SKIP) if layer in self.skippable_layers(state.num_layers) else None
 
@@ -35,8 +36,9 @@ class _StaticSkip(Policy):
 class UniformSkip(_StaticSkip):
     """Keeps `n = floor(L / speedup)` layers at even distances, the first and the last among them.
 
-    The prompt runs all layers, decoding the kept ones only. A skipped layer's cache reads as the nearest lower layer
-    that ran; it must not run again for that stream.
+    The prompt runs all layers, whole or in chunks (`State.in_prompt`), decoding the kept ones only. A skipped layer's
+    cache reads as the nearest lower layer that ran; it must not run again for that stream. Without a cache
+    (`use_cache=False`) each call is a prompt of its own, and nothing is skipped but with `skip_prompt=True`.
 
     Source: Unified Layer Skipping (arXiv 2404.06954). The released rule is not even: it takes ascending multiples of
     `floor(L / (n - 1))` until n layers are kept, so that 32 layers at 1.5 keep 0-19 and 31 and lose a block of 11. The
@@ -59,8 +61,8 @@ class UniformSkip(_StaticSkip):
 
     def __init__(self, speedup: float, *, pattern: Pattern = "even", skip_prompt: bool = False) -> None:
         super().__init__(skip_prompt=skip_prompt)
-        if not speedup >= 1:
-            raise ValueError(f"UniformSkip: speedup is {speedup}, must be at least 1; 1 keeps every layer")
+        if not 1 <= speedup < math.inf:
+            raise ValueError(f"UniformSkip: speedup is {speedup}, must be at least 1, finite; 1 keeps every layer")
         if pattern not in ("even", "released"):
             raise ValueError(f"UniformSkip: pattern is {pattern!r}, must be 'even' or 'released'; even is the default")
         self.speedup = speedup
@@ -69,7 +71,8 @@ class UniformSkip(_StaticSkip):
 
     def kept_layers(self, num_layers: int) -> list[int]:
         """The layers that always run, ascending. Raises ValueError where fewer than two would be left."""
-        kept = int(num_layers / self.speedup)
+        # The quotient is rounded: 33 / 1.1 is a little below 30 in floating point.
+        kept = math.floor(num_layers / self.speedup + 1e-9)
         if kept < 2:
             raise ValueError(
                 f"UniformSkip: speedup is {self.speedup}, must leave at least 2 of {num_layers} layers; "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anabranch.skip.otherwise import Anchor
-from anabranch.skip.policies.common import check_at_least, check_layers, check_size, layer_tuple
+from anabranch.skip.policies.common import check_at_least, check_layers, check_size, layer_tuple, token_numbers
 from anabranch.skip.policy import Action, Decision, KeyValueRule, Layer, Policy, State
 
 
@@ -19,11 +19,14 @@ class TemporalDrop(Policy):
     A refresh remembers the output a of each dropped layer at the last real token. Until the next refresh, the layer
     returns `a + (alpha / rank) B A x` with x its input now: attention and FFN are skipped, its own residual is not
     added, no keys and values are written, and later tokens attend to the slots that exist. The prompt is a refresh, and
-    so is any call of several tokens; the count starts anew with each `State`.
+    so is any call of several tokens; the count starts anew with each `State`, and each chunk of a prompt counts as one.
+    Without a cache each call is a prompt, and nothing is dropped.
 
     Gradient: through `training_output`, for calls with the whole sequence: tokens off the cycle take the anchor and its
     correction, so B and A (A from the second step on, since B starts at 0), the anchor's layer and the layers below
-    learn from the model's own loss. Decoding steps remember anchors detached.
+    learn from the model's own loss. Under `skip.apply` that is the first call of a stream, with the policy in training
+    mode and gradients on; it gives what decoding would from the first token on. Decoding steps remember anchors
+    detached.
 
     Training loss: the model's own.
 
@@ -31,8 +34,8 @@ class TemporalDrop(Policy):
 
     Source: LoRA-Drop (arXiv 2601.02569; rank = alpha = 16). Not repeated from its release: a hard-coded set of layers,
     a refresh and a cache write at periods of their own beside the configured one, a counter that runs on between
-    prompts. In its training, tokens attend to keys of positions that inference does not have: mask them by
-    `refreshed(S)`.
+    prompts. In its training, tokens attend to keys of positions that inference does not have: `skip.apply` takes them
+    out under HOLE; by hand, mask them by `refreshed(S)`.
 
     Args:
         layers: those that are dropped.
@@ -49,6 +52,7 @@ class TemporalDrop(Policy):
     scope = "layer"
     needs_output = True
     key_value_rule = KeyValueRule.HOLE
+    trains_by_output = True
 
     def __init__(
         self, layers: Iterable[int], hidden_size: int, cycle: int, *, rank: int = 16, alpha: float | None = None
@@ -103,6 +107,14 @@ class TemporalDrop(Policy):
 
     def _refreshes(self, step: int, x: Tensor) -> bool:
         return step % self.cycle == 0 or x.shape[1] != 1
+
+    def trained_output(
+        self, layer: int, x: Tensor, run: Callable[[Tensor | None], Tensor], state: State
+    ) -> Tensor | None:
+        if layer not in self._index or state.step > 0:
+            return None
+        positions = token_numbers(x, state.padding)
+        return self.training_output(layer, x, run(positions % self.cycle != 0), positions)
 
     def training_output(self, layer: int, x: Tensor, y: Tensor, positions: Tensor | None = None) -> Tensor:
         """What the layer gives in training: y at every `cycle`-th position, the corrected anchor at the others.

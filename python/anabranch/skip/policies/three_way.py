@@ -142,13 +142,18 @@ class ThreeWayRouter(RecordingPolicy):
         """While in it the pattern chooses: one way per layer, int64 `[L]`, `[L, B]` per sequence or `[L, B, S]`.
 
         Raises:
-            ValueError: another dtype or number of layers.
+            ValueError: another dtype or number of layers, or a way that there is not. The pattern is read on the host.
         """
         ways = torch.as_tensor(pattern)
         if ways.dtype != torch.int64 or not 1 <= ways.dim() <= 3 or ways.shape[0] != self.num_layers:
             raise ValueError(
                 f"ThreeWayRouter: pattern is {ways.dtype} of shape {tuple(ways.shape)}, must be int64 of "
                 f"({self.num_layers},), (layers, batch) or (layers, batch, tokens); give one way per layer"
+            )
+        if ways.numel() and not 0 <= int(ways.min()) <= int(ways.max()) < self.num_ways:
+            raise ValueError(
+                f"ThreeWayRouter: pattern has ways from {int(ways.min())} to {int(ways.max())}, must have 0 to "
+                f"{self.num_ways - 1} with small={self.small!r}; number the ways from the cheapest"
             )
         self._forced = ways
         try:

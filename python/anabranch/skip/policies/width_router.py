@@ -50,9 +50,9 @@ class WidthRouter(RecordingPolicy):
     instead. It lies in the `State`: hold one State per guidance branch, and feed one denoising step per call.
 
     Gradient: in training every sample runs, times a gate of value `1[p >= .5]` and the gradient of p, so skipped blocks
-    have one too. Widths through `training_output` alone, where the hidden features are multiplied by a mask with the
-    value of the chosen prefix and the gradient of `softmax(logits)`-weighted prefixes; as decisions of `decide` they
-    only feel `budget_loss`.
+    have one too. Widths through `training_output` (`skip.apply` calls it), where the hidden features are multiplied by
+    a mask with the value of the chosen prefix and the gradient of `softmax(logits)`-weighted prefixes; as decisions of
+    `decide` they only feel `budget_loss`.
 
     Training loss: the model's own plus `budget_loss`.
 
@@ -72,6 +72,7 @@ class WidthRouter(RecordingPolicy):
         ValueError: an argument out of range; in `check`, another model or a width above its intermediate size.
     """
 
+    trains_by_output = True
     _ends: Tensor
 
     def __init__(
@@ -169,6 +170,11 @@ class WidthRouter(RecordingPolicy):
         choice = straight_through(F.one_hot(soft.argmax(-1), len(self.widths)).to(soft.dtype), soft)
         self._record(layer, gate=gate, width=choice @ self._ends.to(choice.dtype) / self.widths[-1])
         return gate, choice
+
+    def trained_output(
+        self, layer: int, x: Tensor, run: Callable[[Tensor | None], Tensor], state: State
+    ) -> Tensor | None:
+        return self.training_output(layer, x, run, state.padding)
 
     def training_output(
         self, layer: int, x: Tensor, ffn: Callable[[Tensor], Tensor], padding: Tensor | None = None

@@ -32,6 +32,9 @@ class Depth:
     def __call__(self, x: Tensor, arguments: dict[str, Any], stream: Stream) -> Tensor:
         forward, state = self.forward, stream.state
         policy, index = forward.shared.policy, forward.index
+        trained = forward.trained(x, lambda missing: self._full(x, arguments, stream, missing), stream)
+        if trained is not None:
+            return trained
         decision = policy.decide(index, state.step, x, state)
         if decision is None:
             decision = Layer(Action.RUN)
@@ -55,6 +58,13 @@ class Depth:
         if policy.needs_output:
             policy.observe(index, state.step, x, y, None, state)
         return y
+
+    def _full(self, x: Tensor, arguments: dict[str, Any], stream: Stream, missing: Tensor | None) -> Tensor:
+        """The whole layer, whose attention goes without the tokens where `missing` `[B, S]` holds, under HOLE."""
+        index, tokens = self.forward.index, x.shape[1]
+        if missing is not None and self.forward.shared.rule is KeyValueRule.HOLE:
+            stream.holes[index] = missing
+        return self.forward.own(x, self._masked(arguments, stream, index, tokens))
 
     @staticmethod
     def on_host(tensor: Tensor) -> bool:
@@ -164,10 +174,12 @@ class Depth:
     def _masked(self, arguments: dict[str, Any], stream: Stream, slot: int, tokens: int) -> dict[str, Any]:
         """The arguments with the slot's holes taken out of the attention mask."""
         cache = arguments.get(self.forward.shape.cache_name)
-        if cache is None or slot not in stream.holes:
+        if slot not in stream.holes:
             return arguments
         mask = arguments.get("attention_mask")
-        num_keys = cache.get_mask_sizes(tokens, slot)[0] if mask is None else mask.shape[-1]
+        num_keys = tokens if mask is None else mask.shape[-1]
+        if mask is None and cache is not None:
+            num_keys = cache.get_mask_sizes(tokens, slot)[0]
         return {**arguments, "attention_mask": stream.mask(slot, mask, tokens, num_keys)}
 
     def _skip_slot(self, x: Tensor, arguments: dict[str, Any], stream: Stream, cache: Any) -> None:

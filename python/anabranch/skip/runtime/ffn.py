@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anabranch.core.arguments import autocast_dtype
@@ -62,6 +63,19 @@ class LayerFfn:
     def dense(self, x: Tensor) -> Tensor:
         """As the layer's own forward has it, bit for bit; x `[B, S, H]`."""
         return x + self.layer.mlp(self.layer.post_attention_layernorm(x))
+
+    def masked(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """FFN(norm(x)) by the model's modules, its first n hidden features times mask `[B, 1, n]`, the others 0."""
+        mlp = self.layer.mlp
+        normed = self.layer.post_attention_layernorm(x)
+        if mask is None:
+            return mlp(normed)
+        factors = F.pad(mask, (0, self.shape.intermediate_size - mask.shape[-1]))
+        hook = mlp.down_proj.register_forward_pre_hook(lambda _, inputs: (inputs[0] * factors, *inputs[1:]))
+        try:
+            return mlp(normed)
+        finally:
+            hook.remove()
 
     def __call__(self, x: Tensor, decision: Keep | Width, *, cosine: bool = False) -> tuple[Tensor, Tensor | None]:
         """Runs what the decision says; also cos(x, y) `[B, S]` float32 if asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,9 @@ class LayerForward(BoundForward):
         policy, counters, size = shared.policy, shared.counters, self.shape.intermediate_size
         x = self.replayable(partial(self.attention, arguments=arguments), x)
         # Asked outside of what is computed again in backward: a policy remembers, and must be asked once.
+        trained = self.trained(x, lambda mask: self.replayable(self.ffn.masked, x, mask), stream)
+        if trained is not None:
+            return trained
         decision = policy.decide(index, state.step, x, state)
         tokens = x.shape[0] * x.shape[1]
         cosine = None
@@ -65,6 +69,18 @@ class LayerForward(BoundForward):
             counters.decided(index, tokens, decision, size)
         if policy.needs_cosine or policy.needs_output:
             policy.observe(index, state.step, x, y, cosine, state)
+        return y
+
+    def trained(self, x: Tensor, run: Callable[[Tensor | None], Tensor], stream: Stream) -> Tensor | None:
+        """The output of a policy that learns by `trained_output`; None where its decision is asked for."""
+        policy, state, index = self.shared.policy, stream.state, self.index
+        if not (policy.trains_by_output and policy.training and torch.is_grad_enabled()):
+            return None
+        y = policy.trained_output(index, x, run, state)
+        if y is not None:
+            self.shared.counters.uniform(index, x.shape[0] * x.shape[1], 1, self.shape.intermediate_size)
+            if policy.needs_output:
+                policy.observe(index, state.step, x, y, None, state)
         return y
 
     def _decided(self, x: Tensor, gate: Tensor | None, decision: Keep | Width) -> tuple[Tensor, Tensor | None]:

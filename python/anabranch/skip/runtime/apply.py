@@ -33,7 +33,9 @@ def apply(model: nn.Module, policy: Policy, *, key_values: KeyValueRule | None =
         key_values: what the cache gets from layers that are skipped whole; None: `policy.key_value_rule`.
         pack: whether FFNs that run for a part of the tokens keep a second copy of their weights for calls without
             gradient: packed on the CPU; on a GPU gate and up in one, where the model has them apart. Without it each
-            call puts these two together. It is made in the first such call, and again when the weights have changed.
+            call puts these two together. It is made in the first such call, and again when the weights have changed: by
+            assignment, in place, by an optimizer (fused too), or in any way before a call with gradients. A write
+            through `.data` or numpy is seen where it changes the whole tensor, on a GPU not: apply again after it.
 
     Raises:
         ImportError: transformers is missing or older than 5.23.

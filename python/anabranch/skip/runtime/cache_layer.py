@@ -67,7 +67,7 @@ class _Guard:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         self.holder.stream.check_readable()
-        layer = self.layer()
+        layer: Any = self.layer()
         return type(layer).update(layer, *arguments, **options)
 
 

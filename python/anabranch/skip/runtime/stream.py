@@ -100,8 +100,8 @@ class Stream:
         own = [holes for slot, holes in self.holes.items() if slot < self.state.num_layers]
         if any(bool(torch.as_tensor(each).any()) for each in (*own, *self.gone.values())):
             raise ValueError(
-                "forward: cache lacks keys and values of layers that a policy skipped under ALIAS or HOLE, must be read "
-                "under that policy; start from an empty cache, or use KeyValueRule.COMPUTE"
+                "forward: cache lacks keys and values of layers that a policy skipped under ALIAS or HOLE, must be "
+                "read under that policy; start from an empty cache, or use KeyValueRule.COMPUTE"
             )
 
     def check_runs(self, layer: int, run: Tensor | None) -> None:

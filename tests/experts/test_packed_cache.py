@@ -43,6 +43,56 @@ def test_a_module_packs_once_and_again_after_every_change() -> None:
     assert "packed" not in "".join(moe.state_dict())
 
 
+WRITES = {
+    "fused": lambda moe: torch.optim.SGD(moe.parameters(), lr=0.1, fused=True).step(),
+    "data": lambda moe: moe.down_proj.data.mul_(2),
+    "init": lambda moe: torch.nn.init.normal_(moe.gate_up_proj.data),
+    "numpy": lambda moe: moe.down_proj.detach().numpy().__imul__(2),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("call", [False, True])
+def test_writes_that_no_version_counts(write: str, call: bool) -> None:
+    """`call`: with a call that has gradients after the write, which frees the copy whatever was written."""
+    moe, x = DynamicMoE(24, 40, 4, partial(route_top_k, k=2)), torch.randn(9, 24)
+    moe.pack()
+    moe(x).square().sum().backward()
+    with torch.no_grad():
+        before = moe(x)
+        versions = [parameter._version for parameter in moe.parameters()]
+        WRITES[write](moe)
+        assert [parameter._version for parameter in moe.parameters()] == versions
+    if call:
+        moe(x)
+        assert moe.packed is None
+    with torch.no_grad():
+        torch.testing.assert_close(moe(x), expert_of(moe, x), rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(moe(x), before)
+
+
+def test_one_weight_that_no_sample_meets_is_seen_after_a_call_with_gradients() -> None:
+    moe, x = DynamicMoE(24, 40, 4, partial(route_top_k, k=4)), torch.randn(9, 24)
+    moe.pack()
+    with torch.no_grad():
+        moe(x)
+        moe.down_proj.data[0, 3, 5] += 100
+    moe(x)
+    with torch.no_grad():
+        torch.testing.assert_close(moe(x), expert_of(moe, x, 4), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_with_nans_are_packed_once() -> None:
+    moe, x = DynamicMoE(24, 40, 4, partial(route_top_k, k=2)), torch.randn(9, 24)
+    moe.pack()
+    with torch.no_grad():
+        moe.down_proj.fill_(torch.nan)
+        moe(x)
+        first = moe.packed
+        moe(x)
+        assert moe.packed is first
+
+
 def test_weights_at_the_place_of_older_ones_are_seen() -> None:
     """Freed memory goes to the next tensor of that size: an address says nothing about what lies there."""
     moe = DynamicMoE(24, 40, 4, partial(route_top_k, k=2))
@@ -83,8 +133,8 @@ def test_a_packed_module_is_copied_and_saved_without_its_packed_weights() -> Non
             assert torch.equal(moe(x), y)
 
 
-def expert_of(moe: DynamicMoE, x: torch.Tensor) -> torch.Tensor:
+def expert_of(moe: DynamicMoE, x: torch.Tensor, k: int = 2) -> torch.Tensor:
     """What the module computes, from its weights."""
-    routed = route_top_k(x @ moe.gate.weight.T, 2)
+    routed = route_top_k(x @ moe.gate.weight.T, k)
     biases = {"gate_up_bias": moe.gate_up_bias, "down_bias": moe.down_bias}
     return expert_ffn(x, moe.gate_up_proj, moe.down_proj, routed, **biases)

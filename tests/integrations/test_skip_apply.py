@@ -114,6 +114,8 @@ NOT_APPLIED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "widths above the intermediate size": (Hashed(widths=(0, 173)), {}, "widths reach 173"),
     "a rule for policies that keep attention": (Hashed(), {"key_values": HOLE}, "key_values is HOLE"),
     "a cosine of whole layers": (Wrong("layer", None, needs_cosine=True), {}, "needs the cosine"),
+    "a rule by its name": (Sequences([[1, 0, 1, 1]]), {"key_values": "compute"}, "key_values is 'compute'"),
+    "another type of rule": (Hashed(), {"key_values": 1}, "key_values is 1, must be a KeyValueRule"),
     "alias of nothing": (Sequences([[0, 1, 1, 1]]), {"key_values": ALIAS}, "layer 0"),
     "alias that revives": (Sequences([[1, 0, 1, 1]], revives=True), {"key_values": ALIAS}, "revives"),
 }
@@ -147,6 +149,33 @@ def test_a_replaced_forward_is_refused() -> None:
     with pytest.raises(ValueError, match=r"layer 2 .* forward of its own"):
         skip.apply(model, Hashed())
     assert "forward" not in model.model.layers[0].__dict__
+
+
+def test_a_hook_put_on_after_apply_is_not_left_behind() -> None:
+    """accelerate keeps the forward that it replaces as `_old_forward`."""
+    model = build()
+    skip.apply(model, Hashed())
+    layer = model.model.layers[2]
+    layer._old_forward = layer.forward
+    layer.forward = lambda *args, **kwargs: layer._old_forward(*args, **kwargs)
+    with pytest.raises(ValueError, match=r"remove: model\.layers\.2 has a hook"):
+        skip.remove(model)
+    assert all("forward" in layer.__dict__ for layer in model.model.layers)
+    layer.forward = layer.__dict__.pop("_old_forward")
+    skip.remove(model)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_compiled_decoder_is_one_stack() -> None:
+    model, tokens = build(), prompt()
+    skip.apply(model, Hashed())
+    with torch.no_grad():
+        wanted = model.model(tokens).last_hidden_state
+    skip.remove(model)
+    compiled = torch.compile(model.model, backend="eager")
+    skip.apply(compiled, Hashed())
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(tokens).last_hidden_state, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_around_a_projection_is_refused() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
 import transformers
-from skip_cases import COMMON, LAYERS, TABLE, Sequences, Stepwise, build, prompt, static, steps
+from skip_cases import COMMON, HIDDEN, LAYERS, TABLE, Sequences, Stepwise, build, prompt, static, steps
 from torch import Tensor
 
 from anabranch import skip
-from anabranch.skip import Action, Decision, KeyValueRule, Layer, State
+from anabranch.skip import Action, Decision, KeyValueRule, Layer, Policy, State
 
 COMPUTE, ALIAS, HOLE = KeyValueRule
 SMALL = {**COMMON, "num_hidden_layers": 2}
@@ -61,6 +64,84 @@ def test_a_cache_that_was_cropped() -> None:
     cache.crop(-2)
     with pytest.raises(ValueError, match="cache has lost tokens"):
         model(tokens[:, 7:8], cache=cache, use_cache=True)
+
+
+MID_STREAM: dict[str, tuple[Callable[[], Policy], KeyValueRule]] = {
+    "temporal": (lambda: skip.TemporalDrop([1, 2], HIDDEN, 3), HOLE),
+    "router": (lambda: Sequences([[1, 0, 1, 1], [1, 1, 0, 1]]), HOLE),
+    "uniform": (lambda: skip.UniformSkip(1.4), HOLE),
+    "alias": (lambda: skip.UniformSkip(1.4), ALIAS),
+}
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("case", MID_STREAM)
+def test_removed_in_mid_stream(case: str, cache: str) -> None:
+    """What the policy left out nobody else may read; copies neither, but the policy may, and all after a reset."""
+    model, tokens = build(), prompt()
+    make, rule = MID_STREAM[case]
+    made = static(model) if cache == "static" else transformers.DynamicCache(config=model.config)
+    skip.apply(model, make(), key_values=rule)
+    steps(model, tokens, 5, made)
+    copied = copy.deepcopy(made)
+    steps(model, tokens[:, :1], 1, copied)  # the policy reads a copy on
+    skip.remove(model)
+    for each in (made, copied):
+        lengths = [layer.get_seq_length() for layer in each.layers[:LAYERS]]
+        with torch.no_grad(), pytest.raises(ValueError, match="cache lacks keys and values"):
+            model(tokens[:, :1], cache=each, use_cache=True)
+        assert [layer.get_seq_length() for layer in each.layers[:LAYERS]] == lengths
+    if cache == "static":
+        made.reset()
+        torch.testing.assert_close(steps(model, tokens, 5, made), steps(model, tokens, 5), rtol=1e-4, atol=1e-4)
+
+
+def test_removed_after_an_error() -> None:
+    model, tokens = build(), prompt()
+
+    class Failing(Sequences):
+        def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
+            if layer == 2 and step == 1:
+                raise RuntimeError("interrupted")
+            return super().decide(layer, step, x, state)
+
+    skip.apply(model, Failing([[1, 0, 1, 1]], HOLE))
+    cache = transformers.DynamicCache(config=model.config)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        steps(model, tokens, 5, cache)
+    skip.remove(model)
+    with pytest.raises(ValueError, match="cache lacks keys and values"):
+        model(tokens[:, :1], cache=cache, use_cache=True)
+
+
+def test_a_cache_with_all_keys_and_values_can_be_read_on() -> None:
+    """COMPUTE: the last token runs all layers on what the first ones left."""
+    model, tokens = build(), prompt()
+    cache = transformers.DynamicCache(config=model.config)
+    skip.apply(model, Stepwise(lambda layer, step: int(layer != 1 or step % 2 == 0), COMPUTE))
+    steps(model, tokens[:, :8], 5, cache)
+    kept = copy.deepcopy(cache)
+    with torch.no_grad():
+        skip.remove(model)
+        ours = model(tokens[:, 8:], cache=kept, use_cache=True).logits
+        bare = transformers.DynamicCache(config=model.config)
+        for index, layer in enumerate(cache.layers[:LAYERS]):
+            bare.update(layer.keys, layer.values, index)
+        torch.testing.assert_close(ours, model(tokens[:, 8:], cache=bare, use_cache=True).logits)
+
+
+def test_a_cache_is_freed_with_its_last_user() -> None:
+    model, tokens = build(), prompt()
+    skip.apply(model, Sequences([[1, 0, 1, 1]]))
+    cache = transformers.DynamicCache(config=model.config)
+    steps(model, tokens, 5, cache)
+    gc.disable()
+    try:
+        layer = weakref.ref(cache.layers[0])
+        del cache
+        assert layer() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("rule", [ALIAS, HOLE])

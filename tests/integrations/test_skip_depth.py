@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -100,6 +102,51 @@ def test_else_branches_of_a_layer(kind: str, each: bool) -> None:
         model(tokens)
         torch.testing.assert_close(states[1][:1], wanted(states[0])[:1], rtol=1e-4, atol=1e-4)
     hook.remove()
+
+
+ROWS, DOWN, UP = torch.randn(2, 5, HIDDEN), torch.randn(3, HIDDEN), torch.randn(HIDDEN, 3)
+WRONG_BRANCHES: dict[str, tuple[Any, str]] = {
+    "activation": (LowRank(DOWN, UP, "tanh"), "activation is 'tanh', must be one of"),  # type: ignore[arg-type]
+    "one matrix": (Anchor(ROWS, lora_a=DOWN), r"shapes \(3, 64\) and None, must have \(r, 64\)"),
+    "a row for all": (CachedDelta(ROWS[0, 0]), r"otherwise\.delta has shape \(64,\)"),
+    "an anchor for all": (Anchor(ROWS[:, :1]), r"otherwise\.anchor has shape \(2, 1, 64\)"),
+    "other features": (LowRank(DOWN[:, 1:], UP), r"LowRank, has matrices of shapes \(3, 63\)"),
+    "another rank": (SmallFfn(torch.randn(8, HIDDEN), UP), r"must have \(2 r, 64\) and \(64, r\)"),
+    "no branch": (torch.nn.Identity(), "otherwise is Identity, must be LowRank"),
+}
+
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("case", WRONG_BRANCHES)
+def test_else_branches_that_do_not_fit_are_named(case: str, each: bool) -> None:
+    model, tokens = build(), prompt(2, 5)
+    policy = Sequences([[1, 0, 1, 1], [1, 1, 1, 1]] if each else [[1, 0, 1, 1]])
+    policy.otherwise, message = WRONG_BRANCHES[case]
+    skip.apply(model, policy)
+    with pytest.raises(ValueError, match=message):
+        model(tokens)
+
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("kind", ["delta", "anchor", "lora", "adapter", "small"])
+def test_float32_branches_of_a_bfloat16_model(kind: str, each: bool) -> None:
+    """The branch is cast to the stream's dtype: so it is what a branch in bfloat16 gives."""
+    model, tokens = build(dtype=torch.bfloat16), prompt(2, 5)
+    make = {
+        "delta": lambda cast: CachedDelta(cast(ROWS)),
+        "anchor": lambda cast: Anchor(cast(ROWS)),
+        "lora": lambda cast: Anchor(cast(ROWS), cast(DOWN), cast(UP), 0.5),
+        "adapter": lambda cast: LowRank(cast(DOWN), cast(UP)),
+        "small": lambda cast: SmallFfn(cast(torch.cat((DOWN, DOWN.flip(1)))), cast(UP)),
+    }[kind]
+    policy = Sequences([[1, 0, 1, 1], [1, 1, 1, 1]] if each else [[1, 0, 1, 1]])
+    results = []
+    for cast in (lambda part: part, lambda part: part.bfloat16()):
+        policy.otherwise = make(cast)
+        skip.apply(model, policy)
+        with torch.no_grad():
+            results.append(model(tokens).logits)
+    assert results[0].dtype == torch.bfloat16 and torch.equal(*results)
 
 
 def test_a_gate_on_a_layer_takes_its_gradient() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
 from skip_cases import Hashed, Never, build, prompt
@@ -70,6 +71,33 @@ def test_weights_that_change_are_packed_again() -> None:
         unpacked = model(tokens).logits
     assert not torch.allclose(first, second)
     torch.testing.assert_close(second, unpacked, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("how", ["fused", "data", "one weight"])
+def test_writes_that_no_version_counts(how: str) -> None:
+    """A fused optimizer and `.data` leave versions alone; a call with gradients frees the copy whatever was written."""
+    model, tokens = build(), prompt()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    skip.apply(model, Hashed())
+    model(tokens).logits.square().sum().backward()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    with torch.no_grad():
+        first, version = model(tokens).logits, weight._version
+        if how == "fused":
+            optimizer.step()
+        elif how == "data":
+            weight.data.mul_(1.5)
+        else:
+            weight.data[7, 5] += 50
+    assert weight._version == version
+    if how == "one weight":
+        model(tokens)
+    with torch.no_grad():
+        second = model(tokens).logits
+        skip.apply(model, Hashed(), pack=False)
+        torch.testing.assert_close(second, model(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(first, second)
 
 
 def test_a_compiled_model_computes_the_same() -> None:

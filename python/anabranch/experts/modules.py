@@ -120,9 +120,11 @@ class DynamicMoE(nn.Module):
     def pack(self, weight_dtype: torch.dtype | None = None) -> None:
         """From now on calls that need no gradient run on packed weights where these lie on the CPU.
 
-        Packing happens in the first such call, and again after the weights have changed (assigned, moved, or written in
-        place as optimizers and `load_state_dict` do; writes through `.data` are not seen, and none to weights that
-        were made under `torch.inference_mode()`). `weight_dtype` is that of `pack_experts`. The packed copy is in
+        Packing happens in the first such call, and again after the weights have changed: assigned, moved, written in
+        place as `load_state_dict` does, stepped by any `torch.optim` optimizer (fused too), or after any call with
+        gradients. A write through `.data` or numpy, or to weights that were made under `torch.inference_mode()`, is
+        seen where it changes one of 16 elements spread over the tensor, so one that changes the whole tensor is; after
+        one that changes a part call `pack()` again. `weight_dtype` is that of `pack_experts`. The packed copy is in
         neither the state dict, a pickle nor a deep copy: what is loaded or copied packs for itself.
 
         Raises:
@@ -170,7 +172,7 @@ class DynamicMoE(nn.Module):
         logits = gate_logits(hidden, self.gate)
         plan = self.router(logits)
         if self._cache is not None and self._cache.applies(self.gate_up_proj):
-            packed = self._cache.get(
+            packed = self._cache.get_experts(
                 self.gate_up_proj, self.down_proj, self.gate_up_bias, self.down_bias, gated=self.gated
             )
             y = packed(

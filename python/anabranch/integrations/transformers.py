@@ -106,7 +106,7 @@ def experts_forward(experts: Any, hidden_states: Tensor, top_k_index: Tensor, to
     transposed = getattr(experts, "is_transposed", False)
     cache: PackedCache | None = getattr(experts, _CACHE, None)
     if cache is not None and cache.applies(gate_up_proj):
-        packed = cache.get(gate_up_proj, down_proj, gate_up_bias, down_bias, gated=gated, transposed=transposed)
+        packed = cache.get_experts(gate_up_proj, down_proj, gate_up_bias, down_bias, gated=gated, transposed=transposed)
         return packed(hidden_states, plan, activation=activation)
     return expert_ffn(
         hidden_states,

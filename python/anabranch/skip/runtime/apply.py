@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import uuid
 
 from torch import nn
 
 from anabranch.skip.policy import KeyValueRule, Policy
 from anabranch.skip.runtime.decoder import BoundForward, Decoder, recognise
-
-_numbers = itertools.count()
 
 
 def apply(model: nn.Module, policy: Policy, *, key_values: KeyValueRule | None = None, pack: bool = True) -> None:
@@ -33,7 +31,9 @@ def apply(model: nn.Module, policy: Policy, *, key_values: KeyValueRule | None =
         key_values: what the cache gets from layers that are skipped whole; None: `policy.key_value_rule`.
         pack: whether FFNs that run for a part of the tokens keep a second copy of their weights for calls without
             gradient: packed on the CPU; on a GPU gate and up in one, where the model has them apart. Without it each
-            call puts these two together. It is made in the first such call, and again when the weights have changed.
+            call puts these two together. It is made in the first such call, and again when the weights have changed: by
+            assignment, in place, by an optimizer (fused too), or in any way before a call with gradients. A write
+            through `.data` or numpy is seen where it changes the whole tensor, on a GPU not: apply again after it.
 
     Raises:
         ImportError: transformers is missing or older than 5.23.
@@ -73,8 +73,10 @@ def apply(model: nn.Module, policy: Policy, *, key_values: KeyValueRule | None =
         )
     decoder = recognise(model)
     rule = policy.key_value_rule if key_values is None else key_values
+    if not isinstance(rule, KeyValueRule):
+        raise ValueError(f"apply: key_values is {rule!r}, must be a KeyValueRule or None; pass KeyValueRule.COMPUTE")
     _check(policy, decoder, rule, key_values)
-    shared = Shared(next(_numbers), policy, rule, decoder)
+    shared = Shared(uuid.uuid4().hex, policy, rule, decoder)
     remove(model)
     for index, (layer, shape) in enumerate(zip(decoder.layers, decoder.shapes, strict=True)):
         layer.forward = LayerForward(layer, index, shared, shape, pack)
@@ -83,10 +85,23 @@ def apply(model: nn.Module, policy: Policy, *, key_values: KeyValueRule | None =
 def remove(model: nn.Module) -> None:
     """Takes the policy off: the model computes as before `apply` and keeps nothing of it. Without one, does nothing.
 
-    A cache that was filled under the policy can be read on; frees the packed weights.
+    Frees the packed weights. A cache that was filled under the policy can be read on where it is whole: under COMPUTE,
+    and where no layer was skipped. One with holes or aliased slots refuses the next call with a ValueError, also that
+    of another model.
+
+    Raises:
+        ValueError: something was put around the layers' forward after `apply`; nothing has changed then.
     """
+    for name, module in model.named_modules():
+        if isinstance(module.__dict__.get("_old_forward"), BoundForward):
+            raise ValueError(
+                f"remove: {name} has a hook of accelerate's around the policy, must have the policy outermost; call "
+                "accelerate.hooks.remove_hook_from_module on it first"
+            )
     for module in model.modules():
-        if isinstance(module.__dict__.get("forward"), BoundForward):
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, BoundForward):
+            forward.shared.close()
             del module.__dict__["forward"]
 
 

@@ -6,6 +6,7 @@ copy of a cache carries its own. Imports transformers: only `apply` imports this
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -52,7 +53,25 @@ class StreamLayer(DummyLayer):  # type: ignore[misc]
         self.stream.reorder(torch.arange(self.stream.batch, device=indices.device)[indices])
 
 
-def stream_of(cache: Any, owner: int, num_layers: int) -> Stream:
+class _Guard:
+    """In place of a cache layer's `update`: refuses a call that comes neither from the policy nor to a whole cache.
+
+    It refers to its layer weakly, so that a cache is freed when its last user leaves it.
+    """
+
+    def __init__(self, layer: Any, holder: StreamLayer) -> None:
+        self.layer, self.holder = weakref.ref(layer), holder
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a copy of a layer carries a guard of the copy
+        return _Guard, (self.layer(), self.holder)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        self.holder.stream.check_readable()
+        layer: Any = self.layer()
+        return type(layer).update(layer, *arguments, **options)
+
+
+def stream_of(cache: Any, owner: str, num_layers: int) -> Stream:
     """The cache's stream; a new one for an empty cache.
 
     Raises:
@@ -73,8 +92,11 @@ def stream_of(cache: Any, owner: int, num_layers: int) -> Stream:
                 "the model's config"
             )
         _check_length(cache, 0)
-        cache.layers.append(StreamLayer(Stream(owner, num_layers)))
-        return cache.layers[-1].stream
+        holder = StreamLayer(Stream(owner, num_layers))
+        for layer in cache.layers:
+            layer.update = _Guard(layer, holder)
+        cache.layers.append(holder)
+        return holder.stream
     stream: Stream = found.stream
     if stream.owner != owner:
         _check_length(cache, 0)

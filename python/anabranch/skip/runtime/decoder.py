@@ -78,6 +78,7 @@ def recognise(model: nn.Module) -> Decoder:
     Raises:
         ValueError: there is none or more than one, or a layer is not Llama's line: it is named, and what is missing.
     """
+    # A wrapper (torch.compile's) may pass its model's attributes on: the stack's owner has them registered.
     found = [module for module in model.modules() if _is_stack(module)]
     if len(found) != 1:
         raise ValueError(
@@ -95,7 +96,7 @@ def recognise(model: nn.Module) -> Decoder:
 
 
 def _is_stack(module: nn.Module) -> bool:
-    layers = getattr(module, "layers", None)
+    layers = module._modules.get("layers")
     return (
         isinstance(layers, nn.ModuleList)
         and len(layers) > 0

@@ -104,6 +104,7 @@ class Depth:
         run, twice = action != Action.SKIP, action == Action.REPEAT
         ran, repeated, skipped = run.nonzero()[:, 0], twice.nonzero()[:, 0], (~run).nonzero()[:, 0]
         self._check_allowed(len(skipped) > 0, len(repeated) > 0)
+        branch = branch_rows(decision.otherwise, skipped, x)
         stream.check_runs(index, run)
         self._count(run, twice if len(repeated) else None, tokens)
 
@@ -127,8 +128,7 @@ class Depth:
                 stream.add_holes(slot, ~twice, tokens)
         elif cache is not None:
             self._idle_second(x, stream, cache)
-        if decision.otherwise is not None and len(skipped):
-            branch = branch_rows(decision.otherwise, skipped)
+        if branch is not None and len(skipped):
             instead = skipped_output(x.index_select(0, skipped), branch, forward.layer.input_layernorm)
             y = y.index_copy(0, skipped, instead.to(y.dtype))
         return y

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anabranch.core.arguments import autocast_dtype
-from anabranch.core.library import ops
-from anabranch.experts.packed_cache import _identity
+from anabranch.experts.packed_cache import WeightCache
 from anabranch.skip.gated_ffn import gated_ffn, prefix_ffn
 from anabranch.skip.norm import Norm
 from anabranch.skip.packed import pack_ffn
@@ -22,29 +20,6 @@ from anabranch.skip.runtime.decoder import LayerShape, is_linear
 def _is_inference(device: torch.device) -> bool:
     """Whether a copy of the weights may stand for them: no gradient, no cast, no trace."""
     return not (torch.is_grad_enabled() or autocast_dtype(device) or torch.compiler.is_compiling())
-
-
-class WeightCache:
-    """What one FFN's weights were made into, in the first call that wants it and again when the weights have changed.
-
-    A pickle or a copy of it is empty: a packed order is this machine's, and the copy's weights are others.
-    """
-
-    def __init__(self) -> None:
-        self.made: Any = None
-        self._made_from: tuple[Any, ...] = ()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return WeightCache, ()
-
-    def get(self, tensors: tuple[Tensor | None, ...], make: Callable[[], Any]) -> Any:
-        """`make()`, from the last call where none of the tensors has changed since."""
-        state = (*(None if tensor is None else _identity(tensor) for tensor in tensors), ops.cpu_isa())
-        if self.made is None or state != self._made_from:
-            self.made = None  # frees the old copy before the new one is made
-            self.made = make()
-            self._made_from = state
-        return self.made
 
 
 class LayerFfn:
@@ -106,6 +81,11 @@ class LayerFfn:
         else:
             result = gated_ffn(x, decision.mask, gate_up, down, capacity=decision.capacity, **options)
         return result if cosine else (result, None)
+
+    def drop(self) -> None:
+        """Frees the copies: a call with gradients may be one that trains the weights."""
+        if self.cache is not None:
+            self.cache.drop()
 
     def bytes(self) -> int:
         """Bytes of the three weights."""

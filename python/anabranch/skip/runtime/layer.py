@@ -34,6 +34,8 @@ class LayerForward(BoundForward):
     def __call__(self, hidden_states: Tensor, *positional: Any, **arguments: Any) -> Tensor:
         arguments.update(zip(self.shape.parameters[1:], positional, strict=False))
         shared, layer = self.shared, self.layer
+        if torch.is_grad_enabled():
+            self.ffn.drop()
         if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
             # As transformers' own layers: a cache would be written again when the layer is computed again.
             arguments.update({self.shape.cache_name: None, "use_cache": False})

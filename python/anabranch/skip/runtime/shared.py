@@ -18,13 +18,13 @@ class Shared:
     """One `apply`.
 
     Attributes:
-        number: tells it from others in caches that outlive it.
+        number: tells it from others in caches that outlive it, in this process or another.
         policy, rule: as given.
         counters: for `report`.
         stream: of the forward that is under way.
     """
 
-    def __init__(self, number: int, policy: Policy, rule: KeyValueRule, decoder: Decoder) -> None:
+    def __init__(self, number: str, policy: Policy, rule: KeyValueRule, decoder: Decoder) -> None:
         self.number = number
         self.policy = policy
         self.rule = rule
@@ -37,10 +37,12 @@ class Shared:
     def enter(self, index: int, x: Tensor, cache: Any, mask: Any) -> Stream:
         """The stream of this call; found by its first layer."""
         if index == 0:
+            self.close()
             stream = stream_of(cache, self.number, self.num_layers) if cache is not None else None
             self.stream = stream or Stream(self.number, self.num_layers)
             self.stream.batch = x.shape[0]
             self.stream.last_ran = None
+            self.stream.is_open = True
             self.stream.state.padding = real_tokens(mask, x, cache, self.stream.state.position)
         if self.stream is None:
             raise ValueError(f"forward: layer {index} is called first, must be layer 0; call the whole decoder")
@@ -51,4 +53,10 @@ class Shared:
         if index == self.num_layers - 1:
             stream.state.padding = None
             stream.state.advance(tokens)
-            self.stream = None
+            self.close()
+
+    def close(self) -> None:
+        """Ends the forward that is under way, also one that an error has left."""
+        if self.stream is not None:
+            self.stream.is_open = False
+        self.stream = None

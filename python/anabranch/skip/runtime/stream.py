@@ -21,11 +21,13 @@ class Stream:
         slots: layer -> slot of its second pass.
         last_ran: the highest layer of this call that ran for all sequences; None before there is one.
         cropped: tokens were taken back that the policy has seen.
+        is_open: a forward under the policy is under way, which knows what is missing.
     """
 
-    def __init__(self, owner: int, num_layers: int) -> None:
+    def __init__(self, owner: str, num_layers: int) -> None:
         self.owner = owner
         self.slots: dict[int, int] = {}
+        self.is_open = False
         self.restart(num_layers)
 
     def restart(self, num_layers: int) -> None:
@@ -90,6 +92,17 @@ class Stream:
             self.gone[layer] = True
         else:
             self.gone[layer] = which if before is False else before | which
+
+    def check_readable(self) -> None:
+        """ValueError where somebody else than the policy is about to read keys and values that are not there."""
+        if self.is_open:
+            return
+        own = [holes for slot, holes in self.holes.items() if slot < self.state.num_layers]
+        if any(bool(torch.as_tensor(each).any()) for each in (*own, *self.gone.values())):
+            raise ValueError(
+                "forward: cache lacks keys and values of layers that a policy skipped under ALIAS or HOLE, must be "
+                "read under that policy; start from an empty cache, or use KeyValueRule.COMPUTE"
+            )
 
     def check_runs(self, layer: int, run: Tensor | None) -> None:
         """ValueError where a layer runs again that has lost keys and values; `run` `[B]`, None for all."""

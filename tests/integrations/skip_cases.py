@@ -152,6 +152,22 @@ class Stepwise(Policy):
         return Layer(Action(self.actions(layer, step)))
 
 
+class Wrong(Policy):
+    """Answers what its scope does not have."""
+
+    def __init__(self, scope: str, answer: Any, **attributes: Any) -> None:
+        super().__init__()
+        self.scope, self.answer = scope, answer  # type: ignore[assignment]
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def skippable_layers(self, num_layers: int) -> set[int]:
+        return getattr(self, "layers", {1})
+
+    def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
+        return self.answer
+
+
 def steps(model: Any, tokens: Tensor, first: int, cache: Any = None, **inputs: Any) -> Tensor:
     """Logits `[B, S, V]` of a prompt of `first` tokens and then one token at a time, with a cache."""
     cache = transformers.DynamicCache(config=model.config) if cache is None else cache

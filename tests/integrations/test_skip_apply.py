@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from skip_cases import COMMON, Hashed, Sequences, build, prompt
+from skip_cases import COMMON, Hashed, Sequences, Stepwise, Wrong, build, prompt, steps
+from skip_references import masked_slots
 from torch import Tensor
 
 from anabranch import skip
-from anabranch.skip import Action, Decision, Keep, KeyValueRule, Layer, Policy, State, Width
+from anabranch.skip import Decision, Keep, KeyValueRule, Policy, State
 from anabranch.skip.runtime.decoder import recognise
 
 COMPUTE, ALIAS, HOLE = KeyValueRule
@@ -91,22 +92,6 @@ def test_a_model_on_no_device_is_recognised() -> None:
     assert recognise(model).hidden_size == 64
 
 
-class Wrong(Policy):
-    """Answers what its scope does not have."""
-
-    def __init__(self, scope: str, answer: Any, **attributes: Any) -> None:
-        super().__init__()
-        self.scope, self.answer = scope, answer  # type: ignore[assignment]
-        for name, value in attributes.items():
-            setattr(self, name, value)
-
-    def skippable_layers(self, num_layers: int) -> set[int]:
-        return getattr(self, "layers", {1})
-
-    def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
-        return self.answer
-
-
 NOT_APPLIED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no policy": (torch.nn.Linear(2, 2), {}, "policy is a Linear"),
     "layers out of range": (Wrong("ffn", None, layers={1, 4, 9}), {}, r"layers \[4, 9\].*0 to 3"),
@@ -116,6 +101,7 @@ NOT_APPLIED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a cosine of whole layers": (Wrong("layer", None, needs_cosine=True), {}, "needs the cosine"),
     "a rule by its name": (Sequences([[1, 0, 1, 1]]), {"key_values": "compute"}, "key_values is 'compute'"),
     "another type of rule": (Hashed(), {"key_values": 1}, "key_values is 1, must be a KeyValueRule"),
+    "parameters elsewhere": (torch.nn.Module.to(Hashed(gate=True), "meta"), {}, "Hashed has parameters on meta"),
     "alias of nothing": (Sequences([[0, 1, 1, 1]]), {"key_values": ALIAS}, "layer 0"),
     "alias that revives": (Sequences([[1, 0, 1, 1]], revives=True), {"key_values": ALIAS}, "revives"),
 }
@@ -194,25 +180,50 @@ def test_an_adapter_around_a_projection_is_refused() -> None:
         skip.apply(model, Hashed())
 
 
-WRONG_ANSWERS: dict[str, tuple[Policy, str]] = {
-    "layer in ffn": (Wrong("ffn", Layer(Action.RUN)), "gives Layer for layer 0, must give Keep"),
-    "keep in layer": (Wrong("layer", Keep(torch.ones(2, 9, dtype=torch.bool))), "gives Keep for layer 0"),
-    "a layer not named": (Wrong("layer", Layer(Action.SKIP)), "layer 0, must give RUN"),
-    "a repeat not named": (Wrong("layer", Layer(Action.REPEAT), layers=set(range(4))), "must give SKIP or RUN"),
-    "another batch": (Wrong("layer", Layer(torch.ones(3, dtype=torch.int64))), r"tensor \(3,\) .* int64 \[2\]"),
-    "another dtype": (Wrong("layer", Layer(torch.ones(2))), r"int64 \[2\]"),
-    "another mask": (Wrong("ffn", Keep(torch.zeros(2, 8, dtype=torch.bool))), "keep"),
-    "another index": (Wrong("ffn", Width(torch.zeros(3, dtype=torch.int64), (0, 40))), "width_index"),
-}
+def test_latent_attention_with_holes_and_a_late_repeat() -> None:
+    """Its heads have one size in keys and another in values, and it has no `head_dim`."""
+    config = transformers.DeepseekV3Config(
+        **{**COMMON, "num_key_value_heads": 4}, first_k_dense_replace=4, q_lora_rank=16, kv_lora_rank=16,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=12,
+    )  # fmt: skip
+    model, tokens = transformers.AutoModelForCausalLM.from_config(config).eval(), prompt(2, 11)
+
+    def actions(layer: int, step: int) -> int:
+        return [1, int(step > 1), 1 + (step == 2), 1][layer]
+
+    for rule in (COMPUTE, HOLE):
+        skip.apply(model, Stepwise(actions, rule))
+        logits = steps(model, tokens, 7)
+        skip.remove(model)
+        torch.testing.assert_close(logits, masked_slots(model, tokens, 7, actions, rule), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", WRONG_ANSWERS)
-def test_wrong_answers_are_named(case: str) -> None:
-    policy, message = WRONG_ANSWERS[case]
-    model, tokens = build(), prompt()
+def test_the_policy_follows_the_models_mode() -> None:
+    """Mixture-of-depths chooses by later tokens in training with gradients on, and must not in inference."""
+    model, tokens = build().train(), prompt()
+    policy = skip.MixtureOfDepths(4, 64)
     skip.apply(model, policy)
-    with pytest.raises(ValueError, match=message):
-        model(tokens)
+    model(tokens)
+    assert policy.training
+    model.eval()
+    whole, part = model(tokens).logits, model(tokens[:, :5]).logits
+    assert not policy.training
+    torch.testing.assert_close(whole[:, :5], part, rtol=1e-4, atol=1e-4)
+    model.train()
+    model(tokens)
+    assert policy.training and policy.predictors["1"].training
+    policy.eval()  # stays so until the model's mode changes
+    model(tokens)
+    assert not policy.training
+
+
+def test_each_apply_has_a_number_of_its_own_in_all_processes() -> None:
+    model = build()
+    numbers = set()
+    for _ in range(2):
+        skip.apply(model, Hashed())
+        numbers.add(model.model.layers[0].forward.shared.number)
+    assert len(numbers) == 2 and {len(number) for number in numbers} == {32}
 
 
 def test_layers_called_alone_are_refused() -> None:

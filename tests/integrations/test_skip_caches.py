@@ -66,6 +66,20 @@ def test_a_cache_that_was_cropped() -> None:
         model(tokens[:, 7:8], cache=cache, use_cache=True)
 
 
+def test_a_policy_that_goes_by_steps_takes_no_token_back() -> None:
+    """Assisted generation does: it would see other layers than plain generation, and nobody would know."""
+    model, tokens = build(), prompt(1, 9)
+    skip.apply(model, skip.UniformSkip(1.4), key_values=COMPUTE)
+    with pytest.raises(ValueError, match="cache that can be cropped"):
+        model.generate(tokens, max_new_tokens=4, do_sample=False, prompt_lookup_num_tokens=2)
+    cache = transformers.DynamicCache(config=model.config)
+    steps(model, tokens, 5, cache)
+    assert not cache.is_croppable
+    cache.crop(-2)
+    with pytest.raises(ValueError, match="cache has lost tokens that the policy remembers or counts"):
+        model(tokens[:, 7:8], cache=cache, use_cache=True)
+
+
 MID_STREAM: dict[str, tuple[Callable[[], Policy], KeyValueRule]] = {
     "temporal": (lambda: skip.TemporalDrop([1, 2], HIDDEN, 3), HOLE),
     "router": (lambda: Sequences([[1, 0, 1, 1], [1, 1, 0, 1]]), HOLE),

@@ -11,6 +11,7 @@ from anabranch import skip
 from anabranch.cli.machine import Limits
 from anabranch.core.cost import CostMeter
 from anabranch.skip import Decision, Keep, KeyValueRule, Policy, State, Width
+from anabranch.skip.runtime.depth import Depth
 
 LIMITS = Limits(peak=48e9, bandwidth=8e9)  # float32: crossover at 4 * 48 / (2 * 8) = 12 tokens
 FLOPS, BYTES = 6 * HIDDEN * INTERMEDIATE, 3 * HIDDEN * INTERMEDIATE * 4
@@ -102,6 +103,28 @@ def test_it_says_when_skipping_cannot_pay() -> None:
     skip.apply(model, Stepwise(lambda layer, step: int(layer != 1), KeyValueRule.COMPUTE))
     model.generate(tokens, max_new_tokens=5, do_sample=False)
     assert skip.report(model, LIMITS).advice == ""  # whole layers for the whole batch do pay
+
+
+@pytest.mark.parametrize("device_path", [False, True])
+@pytest.mark.parametrize("kind", ["width", "layer"])
+def test_one_decision_for_one_sequence_is_none_token_by_token(
+    kind: str, device_path: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device_path:
+        monkeypatch.setattr(Depth, "on_host", staticmethod(lambda tensor: False))
+    model, tokens = build(), prompt(1, 6)
+
+    class Half(Policy):
+        def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
+            return Width(torch.zeros(len(x), dtype=torch.int64), (86, INTERMEDIATE))
+
+    skip.apply(model, Half() if kind == "width" else Sequences([[1, 0, 1, 1]]))
+    with torch.no_grad():
+        model(tokens)
+    assert skip.report(model, LIMITS).bound_calls == 0 and skip.report(model, LIMITS).advice == ""
+    with torch.no_grad():
+        model(tokens.repeat(2, 1)[:, :3])
+    assert (skip.report(model, LIMITS).bound_calls > 0) == (kind == "width" or device_path)
 
 
 def test_the_table_and_measured_limits() -> None:

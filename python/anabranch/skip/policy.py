@@ -40,7 +40,9 @@ class KeyValueRule(enum.Enum):
         slot, and a layer may run again at any time.
     ALIAS: the slot reads as the nearest lower layer that ran (Unified Layer Skipping). Nothing is computed or copied;
         the layer must not run again for that stream.
-    HOLE: the slot does not exist (FiRST, LoRA-Drop): later tokens in this layer attend to the slots that do.
+    HOLE: the token has no keys and values (FiRST, LoRA-Drop): later tokens in this layer attend to those that do. The
+        layer keeps no slot at all where it never runs again (`revives` false). Where it may, the slot holds zeros that
+        are masked out: that saves their computation, **not their memory**, unlike LoRA-Drop's own cache.
     """
 
     COMPUTE = "compute"
@@ -73,7 +75,8 @@ class Keep:
         mask: bool `[B, S]`, true where it runs.
         gate: floating `[B, S]` or None: multiplies the FFN's output where it runs, and takes a gradient.
         otherwise: what tokens get that skip; None: their own residual.
-        capacity: a bound on how many of the mask's B S entries are true, or None.
+        capacity: a bound on how many of the mask's B S entries are true, or None. More of them are a ValueError on the
+            CPU; on a GPU the last ones skip.
     """
 
     mask: Tensor
@@ -154,6 +157,8 @@ class Policy(nn.Module):
         repeats: whether it may answer `REPEAT`.
         revives: whether a layer that a sequence skipped may run for it at a later step.
         trains_by_output: whether `trained_output` stands in for `decide` in training mode with gradients on.
+        by_step: whether decisions depend on `step`, so on how the tokens are cut into calls. Then, as where `memory` is
+            used, no token can be taken back from its cache: assisted generation refuses it.
     """
 
     scope: Scope = "ffn"
@@ -163,6 +168,7 @@ class Policy(nn.Module):
     repeats: bool = False
     revives: bool = True
     trains_by_output: bool = False
+    by_step: bool = False
 
     def check(self, num_layers: int, hidden_size: int, intermediate_size: int) -> None:
         """Raises ValueError where the policy does not fit a model of this shape. Called once, before anything runs."""

@@ -23,6 +23,7 @@ class _StaticSkip(Policy):
     def __init__(self, *, skip_prompt: bool) -> None:
         super().__init__()
         self.skip_prompt = skip_prompt
+        self.by_step = not skip_prompt
 
     def check(self, num_layers: int, hidden_size: int, intermediate_size: int) -> None:
         self.skippable_layers(num_layers)

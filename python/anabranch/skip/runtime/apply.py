@@ -20,7 +20,9 @@ def apply(model: nn.Module, policy: Policy, *, key_values: KeyValueRule | None =
 
     Applied to a model that has a policy, it takes that one's place. The policy's own parameters stay apart: neither
     `state_dict` nor `save_pretrained` of the model has them (save `policy.state_dict()` beside it), nor does
-    `model.to` move them. A deep copy or pickle of the model carries the policy along.
+    `model.to` move them. Its mode follows the model's: `model.eval()` and `model.train()` after `apply` reach it in the
+    next forward; until then it stays in the mode it was given in, so a policy can learn on a model in eval mode. A deep
+    copy or pickle of the model carries the policy along.
 
     What a policy remembers of a stream of tokens lies in that stream's cache: one cache is one stream, and beam search
     reorders both. A call without a cache is a stream of its own.
@@ -38,8 +40,13 @@ def apply(model: nn.Module, policy: Policy, *, key_values: KeyValueRule | None =
     Raises:
         ImportError: transformers is missing or older than 5.23.
         ValueError: the model has no such decoder (it says which layer is another), or the policy does not fit it;
-            nothing has changed then. Later, in `forward`: a cache of another length than the policy has seen, a layer
-            that shall run again after it has lost its keys and values, an answer that the policy's scope does not have.
+            nothing has changed then. Later, in `forward`: a cache of another length than the policy has seen (a static
+            one on a GPU only in its first call), a layer that shall run again after it has lost its keys and values, an
+            answer that the policy's scope does not have or that does not fit. What a decision holds is not read on a
+            GPU: there an action that the layer may not take becomes RUN.
+
+    `output_attentions` records the attentions that ran: none of a layer that the batch skips, and of one that runs for
+    some sequences an entry of these alone.
 
     The rules for layers that are skipped whole (scope "layer"):
         COMPUTE: norm, key and value projections and the rotation run; queries, attention and FFN do not.
@@ -108,6 +115,13 @@ def remove(model: nn.Module) -> None:
 def _check(policy: Policy, decoder: Decoder, rule: KeyValueRule, asked: KeyValueRule | None) -> None:
     """ValueError where the policy does not fit the model, or could not be right under the rule."""
     num_layers, name = len(decoder.layers), type(policy).__name__
+    devices = {layer.mlp.down_proj.weight.device for layer in decoder.layers}
+    strange = {parameter.device for parameter in policy.parameters()} - devices
+    if strange:
+        raise ValueError(
+            f"apply: {name} has parameters on {', '.join(sorted(map(str, strange)))}, must be on the model's "
+            f"{', '.join(sorted(map(str, devices)))}; move it with .to"
+        )
     policy.check(num_layers, decoder.hidden_size, min(shape.intermediate_size for shape in decoder.shapes))
     skippable = policy.skippable_layers(num_layers)
     outside = sorted(layer for layer in skippable if not 0 <= layer < num_layers)

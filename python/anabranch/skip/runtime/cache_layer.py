@@ -32,8 +32,8 @@ class StreamLayer(DummyLayer):  # type: ignore[misc]
 
     @property
     def is_croppable(self) -> bool:
-        """Whether tokens can be taken back: not what a policy remembers of them."""
-        return not self.stream.state.memory
+        """Whether tokens can be taken back: not what a policy remembers of them, nor the step that it goes by."""
+        return not (self.stream.by_step or self.stream.state.memory)
 
     def reset(self) -> None:
         self.stream.restart(self.stream.state.num_layers)
@@ -71,11 +71,12 @@ class _Guard:
         return type(layer).update(layer, *arguments, **options)
 
 
-def stream_of(cache: Any, owner: str, num_layers: int) -> Stream:
+def stream_of(cache: Any, owner: str, num_layers: int, by_step: bool) -> Stream:
     """The cache's stream; a new one for an empty cache.
 
     Raises:
-        ValueError: the cache is of another kind or length, or holds tokens that this policy has not seen.
+        ValueError: the cache is of another kind or length, or holds tokens that this policy has not seen. The length of
+            a `StaticCache` on a GPU is read in a stream's first call alone: later ones of another length pass.
     """
     if not isinstance(cache, Cache):
         raise ValueError(
@@ -92,7 +93,7 @@ def stream_of(cache: Any, owner: str, num_layers: int) -> Stream:
                 "the model's config"
             )
         _check_length(cache, 0)
-        holder = StreamLayer(Stream(owner, num_layers))
+        holder = StreamLayer(Stream(owner, num_layers, by_step))
         for layer in cache.layers:
             layer.update = _Guard(layer, holder)
         cache.layers.append(holder)
@@ -100,12 +101,13 @@ def stream_of(cache: Any, owner: str, num_layers: int) -> Stream:
     stream: Stream = found.stream
     if stream.owner != owner:
         _check_length(cache, 0)
-        fresh = Stream(owner, num_layers)
+        fresh = Stream(owner, num_layers, by_step)
         fresh.slots = stream.slots
         found.stream = stream = fresh
     if stream.cropped:
         raise ValueError(
-            "forward: cache has lost tokens that the policy remembers, must only grow; start from an empty cache"
+            "forward: cache has lost tokens that the policy remembers or counts, must only grow; start from an empty "
+            "cache"
         )
     _check_length(cache, stream.state.position)
     return stream

@@ -19,7 +19,7 @@ class Count:
         kept: tokens whose FFN ran, a second pass counted again.
         features: intermediate features of those, summed.
         read: features whose weights had to be read: the widest of each call, a second pass again.
-        by_token: calls whose decision was a tensor, so that rows of one call may differ.
+        by_token: calls with several decisions, so that rows of one call may differ.
     """
 
     calls: int = 0
@@ -43,10 +43,15 @@ class Counters:
         count.features = count.features + passes * tokens * intermediate_size
         count.read = count.read + passes * intermediate_size
 
-    def masked(self, layer: int, tokens: int, mask: Tensor, intermediate_size: int, *, again: bool = False) -> None:
-        """A call in which tokens ran where the mask holds; `again`: the second pass of a call that is counted."""
+    def masked(
+        self, layer: int, tokens: int, mask: Tensor, intermediate_size: int, decisions: int, *, again: bool = False
+    ) -> None:
+        """A call in which tokens ran where the mask holds, which has as many `decisions` by itself.
+
+        `again`: the second pass of a call that is counted.
+        """
         count = self.layers[layer][tokens] if again else self._count(layer, tokens)
-        count.by_token += not again
+        count.by_token += decisions > 1
         kept = mask.detach().sum()
         count.kept = count.kept + kept
         count.features = count.features + kept * intermediate_size
@@ -55,11 +60,11 @@ class Counters:
     def decided(self, layer: int, tokens: int, decision: Keep | Width, intermediate_size: int) -> None:
         """A call of the FFN with this decision."""
         if isinstance(decision, Keep):
-            self.masked(layer, tokens, decision.mask, intermediate_size)
+            self.masked(layer, tokens, decision.mask, intermediate_size, tokens)
             return
         count = self._count(layer, tokens)
-        count.by_token += 1
         index = decision.index.detach()
+        count.by_token += index.numel() > 1
         widths = self._widths(decision.widths, index.device)[index]
         each = tokens // max(1, index.numel())  # tokens of one decision: 1, or those of a sequence
         count.kept = count.kept + (widths > 0).sum() * each

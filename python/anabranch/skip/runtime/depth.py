@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anabranch.skip.policy import Action, Keep, KeyValueRule, Layer
+from anabranch.skip.runtime.actions import checked_action
 from anabranch.skip.runtime.branches import gated, skipped_output, where_rows
 from anabranch.skip.runtime.branches import rows_of as branch_rows
 from anabranch.skip.runtime.cache_layer import alias, gives_lengths, second_slot
@@ -40,17 +41,12 @@ class Depth:
             decision = Layer(Action.RUN)
         if not isinstance(decision, Layer):
             raise forward.unfit(decision, "Layer or None")
-        action = decision.action
-        if isinstance(action, Tensor):
-            if action.shape != x.shape[:1] or action.dtype != torch.int64:
-                raise forward.unfit(action, f"an Action or int64 [{x.shape[0]}]")
-            if self.on_host(action):
-                action = _common(action)
+        action = checked_action(forward, decision, x, self.on_host)
         if isinstance(action, Tensor):
             run = self._by_sequence if self.on_host(action) else self._on_device
             y = run(x, arguments, stream, action, decision)
         else:
-            y = self._whole_batch(x, arguments, stream, Action(action), decision)
+            y = self._whole_batch(x, arguments, stream, action, decision)
         if decision.gate is not None and isinstance(action, Tensor):
             y = where_rows(action != Action.SKIP, gated(x, y, decision.gate), y)
         elif decision.gate is not None and action != Action.SKIP:
@@ -81,18 +77,18 @@ class Depth:
         if action == Action.SKIP:
             if cache is not None:
                 self._skip_slot(x, arguments, stream, cache)
-                self._idle_second(x, stream, cache)
+                self._idle_second(x, arguments, stream, cache)
             return skipped_output(x, decision.otherwise, forward.layer.input_layernorm)
         stream.check_runs(index, None)
         y = forward.own(x, self._masked(arguments, stream, index, tokens))
         stream.last_ran = index
         if action == Action.RUN:
             if cache is not None:
-                self._idle_second(x, stream, cache)
+                self._idle_second(x, arguments, stream, cache)
             return y
         if cache is None:
             return forward.own(y, arguments)
-        slot = self._second(x, stream, cache)
+        slot = self._second(x, arguments, stream, cache)
         view = {forward.shape.cache_name: CacheView(cache, slot, batch)}
         return forward.own(y, {**self._masked(arguments, stream, slot, tokens), **view})
 
@@ -121,13 +117,13 @@ class Depth:
         if cache is not None:
             self._lost(stream, ~run, tokens)
         if len(repeated):
-            slot = index if cache is None else self._second(x, stream, cache)
+            slot = index if cache is None else self._second(x, arguments, stream, cache)
             again = forward.own(y.index_select(0, repeated), rows(repeated, slot))
             y = y.index_copy(0, repeated, again)
             if cache is not None:
                 stream.add_holes(slot, ~twice, tokens)
         elif cache is not None:
-            self._idle_second(x, stream, cache)
+            self._idle_second(x, arguments, stream, cache)
         if branch is not None and len(skipped):
             instead = skipped_output(x.index_select(0, skipped), branch, forward.layer.input_layernorm)
             y = y.index_copy(0, skipped, instead.to(y.dtype))
@@ -145,7 +141,7 @@ class Depth:
         if cache is not None and forward.shared.rule is KeyValueRule.HOLE and forward.shared.policy.revives:
             stream.add_holes(index, ~run, tokens)
         if repeats:
-            slot = index if cache is None else self._second(x, stream, cache)
+            slot = index if cache is None else self._second(x, arguments, stream, cache)
             chosen = self._masked(arguments, stream, slot, tokens)
             if cache is not None:
                 chosen = {**chosen, forward.shape.cache_name: CacheView(cache, slot, x.shape[0])}
@@ -194,7 +190,7 @@ class Depth:
         if shared.rule is KeyValueRule.ALIAS and stream.last_ran is not None and alias(cache, index, stream.last_ran):
             return
         if shared.policy.revives or gives_lengths(cache, index):
-            write_nothing(forward.layer, cache, index, batch, tokens, x)
+            self._write_nothing(x, arguments, cache, index, tokens)
 
     def _lost(self, stream: Stream, missing: Tensor, tokens: int, *, everyone: bool = False) -> None:
         """Remembers that the sequences where `missing` holds have no keys and values of this call."""
@@ -206,29 +202,33 @@ class Depth:
         else:
             stream.forget(index, True if everyone else missing)
 
-    def _second(self, x: Tensor, stream: Stream, cache: Any) -> int:
+    def _second(self, x: Tensor, arguments: dict[str, Any], stream: Stream, cache: Any) -> int:
         """The slot of the second pass, with nothing in it for tokens from before it was made."""
         index, position = self.forward.index, stream.state.position
         is_new = index not in stream.slots
         slot = second_slot(cache, stream, index)
         if is_new and position:
-            write_nothing(self.forward.layer, cache, slot, x.shape[0], position, x)
+            self._write_nothing(x, arguments, cache, slot, position)
             stream.holes[slot] = torch.ones((x.shape[0], position), dtype=torch.bool, device=x.device)
         return slot
 
-    def _idle_second(self, x: Tensor, stream: Stream, cache: Any) -> None:
+    def _idle_second(self, x: Tensor, arguments: dict[str, Any], stream: Stream, cache: Any) -> None:
         """No sequence runs a second time in this call: its slot, where there is one, keeps its length."""
         slot = stream.slots.get(self.forward.index)
         if slot is not None:
-            write_nothing(self.forward.layer, cache, slot, x.shape[0], x.shape[1], x)
+            self._write_nothing(x, arguments, cache, slot, x.shape[1])
             stream.add_holes(slot, torch.ones(x.shape[0], dtype=torch.bool, device=x.device), x.shape[1])
+
+    def _write_nothing(self, x: Tensor, arguments: dict[str, Any], cache: Any, slot: int, tokens: int) -> None:
+        forward = self.forward
+        write_nothing(forward.layer, x, cache, slot, tokens, forward.shape.cache_name, self._handed(arguments))
 
     def _count(self, run: Tensor, twice: Tensor | None, tokens: int) -> None:
         forward, all_tokens = self.forward, run.shape[0] * tokens
         counters, size = forward.shared.counters, forward.shape.intermediate_size
-        counters.masked(forward.index, all_tokens, run[:, None].expand(-1, tokens), size)
+        counters.masked(forward.index, all_tokens, run[:, None].expand(-1, tokens), size, len(run))
         if twice is not None:
-            counters.masked(forward.index, all_tokens, twice[:, None].expand(-1, tokens), size, again=True)
+            counters.masked(forward.index, all_tokens, twice[:, None].expand(-1, tokens), size, 0, again=True)
 
     def _check_allowed(self, skips: bool, repeats: bool) -> None:
         forward, policy = self.forward, self.forward.shared.policy
@@ -236,11 +236,3 @@ class Depth:
             raise forward.unfit(Layer(Action.SKIP), "RUN")
         if repeats and not policy.repeats:
             raise forward.unfit(Layer(Action.REPEAT), "SKIP or RUN")
-
-
-def _common(action: Tensor) -> Tensor | Action:
-    """The one action of all sequences, where it is one."""
-    if not len(action):
-        return Action.RUN
-    first = action[0]
-    return Action(int(first)) if bool((action == first).all()) else action

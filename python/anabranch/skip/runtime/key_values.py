@@ -90,14 +90,14 @@ class _Capture:
 
 
 class _NoQueries(nn.Module):
-    """In place of a query projection whose output nobody will read: zeros that take no memory."""
+    """In place of a query projection whose output nobody will read: zeros that take the memory of one token."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(()).expand(*x.shape[:-1], self.features)
+        return x.new_zeros(self.features).expand(*x.shape[:-1], self.features)  # rotations want a last stride of 1
 
 
 def key_values(layer: Any, x: Tensor, cache: Any, cache_name: str, arguments: dict[str, Any]) -> KeyValues:
@@ -121,11 +121,22 @@ def key_values(layer: Any, x: Tensor, cache: Any, cache_name: str, arguments: di
     return capture.taken
 
 
-def write_nothing(layer: nn.Module, cache: Any, slot: int, batch: int, tokens: int, x: Tensor) -> None:
-    """Zeros for `tokens` tokens: the slot's length stays that of the others. Whoever reads it must mask them."""
+def write_nothing(
+    layer: nn.Module, x: Tensor, cache: Any, slot: int, tokens: int, cache_name: str, arguments: dict[str, Any]
+) -> None:
+    """Zeros for `tokens` tokens: the slot's length stays that of the others. Whoever reads it must mask them.
+
+    An attention that does not say its heads' size (latent attention, whose keys and values differ in it) is asked for
+    keys and values once per slot, by `key_values` of x with `arguments`.
+    """
     attention: Any = layer.self_attn
+    batch = x.shape[0]
     known = cache.layers[slot]
-    if known.keys is not None and known.keys.ndim == 4:
+    if known.keys is None or known.keys.ndim != 4:
+        known = None
+        if not hasattr(attention, "head_dim"):
+            known = key_values(layer, x, cache, cache_name, arguments)
+    if known is not None:
         keys, values = known.keys, known.values
         shapes = [(batch, each.shape[1], tokens, each.shape[-1]) for each in (keys, values)]
         cache.update(keys.new_zeros(shapes[0]), values.new_zeros(shapes[1]), slot)

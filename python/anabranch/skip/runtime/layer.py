@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anabranch.skip.policy import Keep, Layer, Width
+from anabranch.skip.arguments import decisions_of
+from anabranch.skip.policy import Keep, Width
 from anabranch.skip.runtime.decoder import BoundForward, LayerShape
 from anabranch.skip.runtime.depth import Depth
 from anabranch.skip.runtime.ffn import LayerFfn
@@ -59,14 +60,14 @@ class LayerForward(BoundForward):
         decision = policy.decide(index, state.step, x, state)
         tokens = x.shape[0] * x.shape[1]
         cosine = None
+        self._check(decision, x)
         if decision is None or self._runs_all(decision):
             y = self.replayable(self.ffn.dense, x)
             if policy.needs_cosine:
                 cosine = torch.cosine_similarity(x.float(), y.float(), dim=-1)
             counters.uniform(index, tokens, 1, size)
-        elif isinstance(decision, Layer):
-            raise self.unfit(decision, "Keep, Width or None")
         else:
+            assert isinstance(decision, Keep | Width)
             y, cosine = self.replayable(partial(self._decided, decision=decision), x, decision.gate)
             counters.decided(index, tokens, decision, size)
         if policy.needs_cosine or policy.needs_output:
@@ -90,14 +91,35 @@ class LayerForward(BoundForward):
         decision = dataclasses.replace(decision, gate=gate)
         return self.ffn(x, decision, cosine=self.shared.policy.needs_cosine)
 
+    def _check(self, decision: Any, x: Tensor) -> None:
+        """ValueError where the decision is another than the scope has, or does not fit x: also where the op, which
+        checks too, will not be called."""
+        if isinstance(decision, Width):
+            decisions_of("prefix_ffn", x, decision.index, decision.widths)
+        elif isinstance(decision, Keep):
+            decisions_of("gated_ffn", x, decision.mask, ())
+            if decision.capacity is None or decision.mask.device.type != "cpu":
+                return
+            kept = int(decision.mask.sum())
+            if kept > decision.capacity:
+                raise ValueError(
+                    f"forward: {type(self.shared.policy).__name__}.decide keeps {kept} tokens in layer {self.index}, "
+                    f"must keep at most its capacity of {decision.capacity}; raise that, or give None"
+                )
+        elif decision is not None:
+            raise self.unfit(decision, "Keep, Width or None")
+
     def _runs_all(self, decision: Any) -> bool:
         """Whether the host sees, without waiting for a device, that every token runs the FFN as it is."""
         if isinstance(decision, Keep):
             return decision.gate is None and decision.mask.device.type == "cpu" and bool(decision.mask.all())
         if not isinstance(decision, Width) or decision.gate is not None or decision.index.device.type != "cpu":
             return False
-        full = [width == self.shape.intermediate_size for width in decision.widths]
-        return bool(torch.tensor(full)[decision.index].all())
+        widths, index = decision.widths, decision.index
+        # The op names what is wrong with widths or with an index outside of them.
+        if not widths or widths[-1] != self.shape.intermediate_size or list(widths) != sorted(set(widths)):
+            return False
+        return bool((index == len(widths) - 1).all())
 
     def attention(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """x + attention(norm(x)), by the layer's modules."""

@@ -33,13 +33,22 @@ class Shared:
         self.skippable = policy.skippable_layers(self.num_layers)
         self.counters = Counters(self.num_layers)
         self.stream: Stream | None = None
+        self.training = bool(decoder.layers[0].training)
+
+    def follow(self, training: bool) -> None:
+        """Takes the policy along where the model's mode has changed since the last call (or `apply`)."""
+        if training != self.training:
+            self.training = training
+            self.policy.train(training)
 
     def enter(self, index: int, x: Tensor, cache: Any, mask: Any) -> Stream:
         """The stream of this call; found by its first layer."""
         if index == 0:
             self.close()
-            stream = stream_of(cache, self.number, self.num_layers) if cache is not None else None
-            self.stream = stream or Stream(self.number, self.num_layers)
+            self.follow(self.decoder.layers[0].training)
+            by_step = self.policy.by_step
+            stream = stream_of(cache, self.number, self.num_layers, by_step) if cache is not None else None
+            self.stream = stream or Stream(self.number, self.num_layers, by_step)
             self.stream.batch = x.shape[0]
             self.stream.last_ran = None
             self.stream.is_open = True

@@ -15,6 +15,7 @@ class Stream:
 
     Attributes:
         owner: the number of the `apply` that made it.
+        by_step: whether the policy decides by the step.
         state: handed to the policy.
         holes: slot -> bool `[B, n]`, true where one of the first n tokens has no keys and values in it.
         gone: layers that may not run again, True for all sequences or bool `[B]`.
@@ -24,8 +25,9 @@ class Stream:
         is_open: a forward under the policy is under way, which knows what is missing.
     """
 
-    def __init__(self, owner: str, num_layers: int) -> None:
+    def __init__(self, owner: str, num_layers: int, by_step: bool) -> None:
         self.owner = owner
+        self.by_step = by_step
         self.slots: dict[int, int] = {}
         self.is_open = False
         self.restart(num_layers)
@@ -53,7 +55,7 @@ class Stream:
         """Takes the last tokens back. What a policy remembers of them cannot be: the next forward says so."""
         if tokens == 0 or self.state.position == 0:
             return
-        self.cropped = bool(self.state.memory)
+        self.cropped = self.by_step or bool(self.state.memory)
         self.state.position = max(0, self.state.position - tokens)
         self.holes = {slot: holes[:, : self.state.position] for slot, holes in self.holes.items()}
 

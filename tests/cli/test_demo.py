@@ -86,6 +86,8 @@ def test_interrupt_leaves_a_valid_report(tmp_path: Path, text_file: Path) -> Non
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background job, as CI may be, hands its children an ignored Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     process.stdout.readline()  # training is about to start

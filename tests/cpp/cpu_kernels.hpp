@@ -21,6 +21,12 @@ namespace anabranch::testing {
 inline std::mt19937 random_bits(1);
 inline std::string context;  // what is being tested, for the message
 inline int num_threads = 1;
+/// Under the thread sanitizer one dtype is enough: the loops over threads are the same for all.
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool every_dtype = false;
+#else
+inline constexpr bool every_dtype = true;
+#endif
 
 inline void expect(bool condition, const std::string& what) {
   if (condition) return;

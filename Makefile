@@ -36,7 +36,8 @@ bench: build
 test: build cpp-test
 	$(PY) -m pytest tests
 
-# What calls CPU kernels, with every kernel of the process on one instruction set: each that this CPU has.
+# What calls CPU kernels, with every kernel of the process on one instruction set: each that this CPU has. The skip
+# room's tests go through all of them by themselves (tests/conftest.py: cpu_isa).
 isa-test: build
 	@set -e; for isa in portable avx2 avx512 avx512_bf16; do \
 	  export ANABRANCH_CPU_ISA=$$isa; \
@@ -45,7 +46,7 @@ isa-test: build
 	  fi; \
 	  echo "instruction set: $$isa"; \
 	  $(PY) -m pytest tests/experts/test_expert_ffn.py tests/experts/test_grouped_mm.py tests/experts/test_modules.py \
-	    tests/skip/test_gated_ffn.py tests/integrations/test_transformers.py; \
+	    tests/integrations/test_transformers.py; \
 	done
 
 # The C++ tests: the CPU kernels on every instruction set, and the CUDA kernels on the host harness; the C++ benchmarks

@@ -21,8 +21,8 @@ namespace anabranch::testing {
 inline std::mt19937 random_bits(1);
 inline std::string context;  // what is being tested, for the message
 inline int num_threads = 1;
-/// Under the thread sanitizer one dtype is enough: the loops over threads are the same for all.
-#if defined(__SANITIZE_THREAD__)
+/// Under a sanitizer two dtypes are enough: the loops around the products, whose own tests have all, are the same.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
 inline constexpr bool every_dtype = false;
 #else
 inline constexpr bool every_dtype = true;

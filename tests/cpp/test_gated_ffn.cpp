@@ -106,16 +106,17 @@ void check_gradients_apart(const GatedCase& c) {
 int main() {
   for_every_gated_case([](const GatedCase& c) {
     check_case<float>(c);
+    check_case<bfloat16>(c);
     if (!every_dtype) return;
     check_case<double>(c);
-    check_case<bfloat16>(c);
     check_case<half>(c);
     if (c.s.rows < 200) check_gradients_apart<float>(c);
   });
-  if (!every_dtype) return 0;
+#if !defined(__SANITIZE_THREAD__)
   // More rows that run than the sums of all columns fit the budget for, and than the norm's partial sums at once.
   GatedOptions all = gated_options[1];
   all.only = 1;
   check_case<float>(GatedCase({22000, 400, 3, 2}, all));
+#endif
   std::printf("gated_ffn: ok\n");
 }

@@ -118,9 +118,9 @@ void check_int8(const GatedCase& c) {
 int main() {
   for_every_gated_case([](const GatedCase& c) {
     check_case<float>(c);
+    check_case<bfloat16>(c);
     if (!every_dtype) return;
     check_case<double>(c);
-    check_case<bfloat16>(c);
     check_case<half>(c);
     check_int8<float>(c);
     check_int8<bfloat16>(c);

@@ -177,9 +177,9 @@ int main() {
     for (const Options& o : options) {
       const Case c{shape, o};
       check_case<float>(c);
+      check_case<bfloat16>(c);
       if (!every_dtype) continue;
       check_case<double>(c);
-      check_case<bfloat16>(c);
       check_case<half>(c);
     }
   }

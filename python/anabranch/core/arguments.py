@@ -62,6 +62,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type)
 
 
+def cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The tensor in that dtype; None stays None."""
+    return None if tensor is None else tensor.to(dtype)
+
+
 def call_as(op: str, kernel: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     """`kernel(*arguments, **keywords)`; a ValueError begins with `op`, the function called, not with a part of it."""
     try:

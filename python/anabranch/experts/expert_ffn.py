@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import autocast_dtype, call_as, check_floating, check_same_device, check_same_dtype
+from anabranch.core.arguments import autocast_dtype, call_as, cast, check_floating, check_same_device, check_same_dtype
 from anabranch.core.cost import record
 from anabranch.core.library import ops
 from anabranch.plan import Plan
@@ -109,12 +109,12 @@ def run_expert_ffn(
     gate_up_proj, _, down_proj, _ = weights
     dtype = compute_dtype(x, gate_up_proj)
     transposed_plan = by_item(op, plan)
-    tensors = [_cast(tensor, dtype) for tensor in (x, *weights)]
+    tensors = [cast(tensor, dtype) for tensor in (x, *weights)]
     arguments = (
         *tensors,
         plan.group_offsets,
         plan.item_ids,
-        _cast(plan.weights, accumulate_dtype(dtype)),
+        cast(plan.weights, accumulate_dtype(dtype)),
         transposed_plan.item_offsets,
         transposed_plan.entry_ids,
         *per_expert,
@@ -157,10 +157,6 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
 
 
 def record_cost(op: str, plan: Plan, num_experts: int, weights_per_expert: int, element_size: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import anabranch.skip.gated_ffn_autograd  # noqa: F401  (registers the formulas)
-from anabranch.core.arguments import call_as, check_floating
+from anabranch.core.arguments import call_as, cast, check_floating
 from anabranch.core.library import ops
 from anabranch.experts.expert_ffn import Activation, accumulate_dtype, compute_dtype
 from anabranch.skip.arguments import (
@@ -170,8 +170,8 @@ def run_gated_ffn(
     rows = x.reshape(-1, x.shape[-1])
     weights = (norm_weight, norm_bias, gate_up_proj, gate_up_bias, down_proj, down_bias)
     added = None if mixed else branch.base
-    cast = [None if tensor is None else tensor.to(dtype) for tensor in (rows, *weights, added, *branch.matrices)]
-    tensors = (cast[0], choices, row_gate(op, x, gate, dtype), *cast[1:])
+    first, *others = (cast(tensor, dtype) for tensor in (rows, *weights, added, *branch.matrices))
+    tensors = (first, choices, row_gate(op, x, gate, dtype), *others)
     arguments = (
         *tensors,
         widths,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import call_as, check_floating, check_same_device, check_same_dtype
+from anabranch.core.arguments import call_as, cast, check_floating, check_same_device, check_same_dtype
 from anabranch.core.cost import CostMeter, record
 from anabranch.core.library import ops
 from anabranch.experts.expert_ffn import Activation, compute_dtype
@@ -72,7 +72,7 @@ def lowrank_residual(
     rows_per_group = x.shape[:-1].numel() // groups if groups else 0
     rows = x.reshape(groups, rows_per_group, x.shape[-1]).to(dtype)
     matrices = (down_proj, up_proj) if not single else (down_proj.unsqueeze(0), up_proj.unsqueeze(0))
-    tensors = [None if one is None else one.to(dtype) for one in (rows, *matrices, norm_weight, norm_bias)]
+    tensors = [cast(one, dtype) for one in (rows, *matrices, norm_weight, norm_bias)]
     needs_grad = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
     kernel = ops.lowrank_residual if needs_grad else ops.lowrank_residual_inference
     outputs = call_as(op, kernel, *tensors, norm_kind, eps, activation_index(op, activation), scale, not mixed)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import call_as, check_floating
+from anabranch.core.arguments import call_as, cast, check_floating
 from anabranch.core.library import cpu_only, ops
 from anabranch.experts.expert_ffn import Activation, accumulate_dtype
 from anabranch.experts.packed import PackedExperts, pack_experts
@@ -148,8 +148,8 @@ class PackedFfn:
             rows.to(dtype),
             choices,
             row_gate(op, x, gate, dtype),
-            _cast(norm_weight, dtype),
-            _cast(norm_bias, dtype),
+            cast(norm_weight, dtype),
+            cast(norm_bias, dtype),
             packed.gate_up,
             packed.gate_up_scales,
             None if packed.gate_up_bias is None else packed.gate_up_bias[0],
@@ -157,7 +157,7 @@ class PackedFfn:
             packed.down_scales,
             None if packed.down_bias is None else packed.down_bias[0],
             None if mixed else branch.base,
-            *(_cast(tensor, dtype) for tensor in branch.matrices),
+            *(cast(tensor, dtype) for tensor in branch.matrices),
             widths,
             packed.intermediate,
             norm_kind,
@@ -226,10 +226,6 @@ def pack_ffn(
         weight_dtype=weight_dtype,
     )
     return PackedFfn(packed)
-
-
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
 
 
 @torch.library.register_fake("anabranch::gated_ffn_packed")

@@ -133,6 +133,12 @@ T* mutable_data(const Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
 }
 
+/// Null where a result is empty: it is not wanted, or there is nothing to write.
+template <class T>
+T* data_if_any(const Tensor& result) {
+  return result.numel() > 0 ? mutable_data<T>(result) : nullptr;
+}
+
 template <class T>
 struct Type {
   using type = T;

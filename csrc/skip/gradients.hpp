@@ -8,12 +8,6 @@
 
 namespace anabranch {
 
-/// Null where a result is empty: it is not wanted, or there is nothing to write.
-template <class T>
-T* data_if_any(const Tensor& result) {
-  return result.numel() > 0 ? mutable_data<T>(result) : nullptr;
-}
-
 /// Rows [out, in] of a matrix's gradient, or of one per expert; null where it is empty.
 template <class T>
 ExpertLinear<T> linear_to(const Tensor& weight, const Tensor& bias) {

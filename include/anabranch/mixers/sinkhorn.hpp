@@ -1,0 +1,266 @@
+// Sinkhorn's iterations on one matrix of logits, and their own gradient.
+//
+// Definition: M = exp(logits) with its columns divided by their sums, plus eps; then rows, and (iterations - 1) times
+// columns and rows, each divided by (sum + eps). With eps = 0 this is the paper's T_r(T_c(M)) (mHC, arXiv 2512.24880);
+// with eps > 0 and both transposes of Mixer it is what DeepSeek ships.
+//
+// M is never rewritten: it stays r_i M_ij c_j, so that half an iteration is one product of the matrix and a vector, and
+// the iterates that the gradient needs are the vectors r and c. Where the logits span more than e^40 the vectors could
+// leave float's range; there they are kept as logarithms instead, which costs n^2 exponentials per half iteration.
+//
+// FLOPs: 4 n^2 per iteration, 12 n^2 with the gradient. Kept for the gradient: 2 n numbers per iteration, on chip on
+// the CPU and in global memory on the GPU.
+#pragma once
+
+#include "anabranch/mixers/mixer.hpp"
+#include "anabranch/mixers/number.hpp"
+
+namespace anabranch::detail {
+
+/// Where the iterates of one matrix are kept; data may be null if nothing is kept.
+template <class V>
+struct History {
+  V* data;
+  int64_t stride;
+  ANABRANCH_MATRIX_FUNCTION V& operator()(int64_t i) const { return data[i * stride]; }
+};
+
+inline constexpr double kLinearRange = 40;
+
+template <class V, int n>
+struct Sinkhorn {
+  using Matrix = V[n][n];
+  const Mixer& mixer;
+  History<V> history;
+
+  /// M before any vector: column by column at most 1. Returns where the vectors may leave their range.
+  ANABRANCH_MATRIX_FUNCTION auto start(const Matrix& logits, Matrix& m) const {
+    V high = logits[0][0], low = logits[0][0];
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) {
+      ANABRANCH_UNROLL
+      for (int j = 0; j < n; ++j) high = max_of(high, logits[i][j]), low = min_of(low, logits[i][j]);
+    }
+    if (mixer.eps == 0) {
+      ANABRANCH_UNROLL
+      for (int i = 0; i < n; ++i) {
+        ANABRANCH_UNROLL
+        for (int j = 0; j < n; ++j) m[i][j] = exp_of(logits[i][j] - high);
+      }
+      return high - low > V(kLinearRange);
+    }
+    ANABRANCH_UNROLL
+    for (int j = 0; j < n; ++j) {
+      V top = logits[0][j], sum = V(0);
+      ANABRANCH_UNROLL
+      for (int i = 1; i < n; ++i) top = max_of(top, logits[i][j]);
+      ANABRANCH_UNROLL
+      for (int i = 0; i < n; ++i) m[i][j] = exp_of(logits[i][j] - top), sum = sum + m[i][j];
+      const V inverse = V(1) / sum;
+      ANABRANCH_UNROLL
+      for (int i = 0; i < n; ++i) m[i][j] = m[i][j] * inverse + V(mixer.eps);
+    }
+    return V(0) > V(1);
+  }
+
+  /// The iterations on vectors: h = r M c.
+  ANABRANCH_MATRIX_FUNCTION void linear(const Matrix& m, Matrix& h) const {
+    const V eps(mixer.eps);
+    V r[n], c[n];
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) r[i] = c[i] = V(1);
+    for (int step = 0; step < mixer.iterations; ++step) {
+      if (step > 0 || mixer.eps == 0) {
+        ANABRANCH_UNROLL
+        for (int j = 0; j < n; ++j) {
+          V sum = mixer.eps == 0 ? V(0) : eps / c[j];
+          ANABRANCH_UNROLL
+          for (int i = 0; i < n; ++i) sum = sum + m[i][j] * r[i];
+          c[j] = V(1) / sum;
+        }
+      }
+      V next[n];
+      ANABRANCH_UNROLL
+      for (int i = 0; i < n; ++i) {
+        V sum = mixer.eps == 0 ? V(0) : eps / r[i];
+        ANABRANCH_UNROLL
+        for (int j = 0; j < n; ++j) sum = sum + m[i][j] * c[j];
+        next[i] = V(1) / sum;
+      }
+      ANABRANCH_UNROLL
+      for (int i = 0; i < n; ++i) r[i] = next[i];
+      keep(step, c, r);
+    }
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) {
+      ANABRANCH_UNROLL
+      for (int j = 0; j < n; ++j) h[i][j] = r[i] * m[i][j] * c[j];
+    }
+  }
+
+  /// The iterations on logarithms: h = exp(logits + u + v).
+  ANABRANCH_MATRIX_FUNCTION void logarithmic(const Matrix& logits, Matrix& h) const {
+    V u[n], v[n];
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) u[i] = v[i] = V(0);
+    for (int step = 0; step < mixer.iterations; ++step) {
+      for (int j = 0; j < n; ++j) v[j] = V(0) - log_sum_exp([&](int i) { return logits[i][j] + u[i]; });
+      for (int i = 0; i < n; ++i) u[i] = V(0) - log_sum_exp([&](int j) { return logits[i][j] + v[j]; });
+      keep(step, v, u);
+    }
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < n; ++j) h[i][j] = exp_of(logits[i][j] + u[i] + v[j]);
+    }
+  }
+
+  /// log sum_k exp(term(k)).
+  template <class Term>
+  ANABRANCH_MATRIX_FUNCTION V log_sum_exp(const Term& term) const {
+    V top = term(0), sum = V(0);
+    for (int k = 1; k < n; ++k) top = max_of(top, term(k));
+    for (int k = 0; k < n; ++k) sum = sum + exp_of(term(k) - top);
+    return top + log_of(sum);
+  }
+
+  ANABRANCH_MATRIX_FUNCTION void keep(int step, const V (&columns)[n], const V (&rows)[n]) const {
+    if (!history.data) return;
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) {
+      history(2 * n * step + i) = columns[i];
+      history(2 * n * step + n + i) = rows[i];
+    }
+  }
+
+  ANABRANCH_MATRIX_FUNCTION V column(int step, int j) const { return history(2 * n * step + j); }
+  ANABRANCH_MATRIX_FUNCTION V row(int step, int i) const { return step < 0 ? V(1) : history(2 * n * step + n + i); }
+
+  ANABRANCH_MATRIX_FUNCTION void forward(const Matrix& logits, Matrix& h) const {
+    Matrix m;
+    const auto wide = start(logits, m);
+    linear(m, h);
+    if (any(wide)) {
+      logarithmic(logits, m);
+      for (int i = 0; i < n; ++i) {
+        for (int j = 0; j < n; ++j) h[i][j] = select(wide, m[i][j], h[i][j]);
+      }
+    }
+  }
+
+  /// The gradient of `linear`: rho and gamma are those of log r and log c, and every term of M's own is r_i t_j.
+  ANABRANCH_MATRIX_FUNCTION void linear_backward(const Matrix& logits, const Matrix& m, const Matrix& dh,
+                                                 Matrix& dlogits) const {
+    const V eps(mixer.eps);
+    V rho[n], gamma[n], terms[n][n];
+    const int last = mixer.iterations - 1;
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) rho[i] = gamma[i] = V(0);
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) {
+      ANABRANCH_UNROLL
+      for (int j = 0; j < n; ++j) {
+        const V scale = row(last, i) * column(last, j), part = dh[i][j] * scale;
+        terms[i][j] = part;
+        rho[i] = rho[i] + part * m[i][j];
+        gamma[j] = gamma[j] + part * m[i][j];
+      }
+    }
+    for (int step = last; step >= 0; --step) {
+      V t[n], c[n], r[n];
+      ANABRANCH_UNROLL
+      for (int i = 0; i < n; ++i) {
+        t[i] = rho[i] * row(step, i);
+        c[i] = column(step, i);
+        r[i] = row(step - 1, i);
+        rho[i] = mixer.eps == 0 ? V(0) : t[i] * eps / r[i];
+      }
+      ANABRANCH_UNROLL
+      for (int j = 0; j < n; ++j) {
+        V sum = V(0);
+        ANABRANCH_UNROLL
+        for (int i = 0; i < n; ++i) {
+          sum = sum + m[i][j] * t[i];
+          terms[i][j] = terms[i][j] - t[i] * c[j];
+        }
+        gamma[j] = gamma[j] - c[j] * sum;
+      }
+      if (step == 0 && mixer.eps != 0) break;
+      ANABRANCH_UNROLL
+      for (int j = 0; j < n; ++j) {
+        t[j] = gamma[j] * c[j];
+        gamma[j] = mixer.eps == 0 ? V(0) : t[j] * eps / column(step - 1, j);
+      }
+      ANABRANCH_UNROLL
+      for (int i = 0; i < n; ++i) {
+        V sum = V(0);
+        ANABRANCH_UNROLL
+        for (int j = 0; j < n; ++j) {
+          sum = sum + m[i][j] * t[j];
+          terms[i][j] = terms[i][j] - r[i] * t[j];
+        }
+        rho[i] = rho[i] - r[i] * sum;
+      }
+    }
+    ANABRANCH_UNROLL
+    for (int j = 0; j < n; ++j) {
+      V sum = V(0);
+      if (mixer.eps != 0) {  // back through the softmax of the column
+        ANABRANCH_UNROLL
+        for (int i = 0; i < n; ++i) sum = sum + (m[i][j] - eps) * terms[i][j];
+      }
+      ANABRANCH_UNROLL
+      for (int i = 0; i < n; ++i) dlogits[i][j] = (m[i][j] - eps) * (terms[i][j] - sum);
+    }
+  }
+
+  /// The gradient of `logarithmic`.
+  ANABRANCH_MATRIX_FUNCTION void logarithmic_backward(const Matrix& logits, const Matrix& h, const Matrix& dh,
+                                                      Matrix& dlogits) const {
+    V rho[n], gamma[n];
+    for (int i = 0; i < n; ++i) rho[i] = gamma[i] = V(0);
+    for (int i = 0; i < n; ++i) {
+      for (int j = 0; j < n; ++j) {
+        const V part = dh[i][j] * h[i][j];
+        dlogits[i][j] = part;
+        rho[i] = rho[i] + part;
+        gamma[j] = gamma[j] + part;
+      }
+    }
+    for (int step = mixer.iterations - 1; step >= 0; --step) {
+      for (int i = 0; i < n; ++i) {
+        for (int j = 0; j < n; ++j) {
+          const V part = rho[i] * exp_of(logits[i][j] + row(step, i) + column(step, j));
+          dlogits[i][j] = dlogits[i][j] - part;
+          gamma[j] = gamma[j] - part;
+        }
+      }
+      for (int i = 0; i < n; ++i) {
+        const V u = step == 0 ? V(0) : row(step - 1, i);
+        rho[i] = V(0);
+        for (int j = 0; j < n; ++j) {
+          const V part = gamma[j] * exp_of(logits[i][j] + u + column(step, j));
+          dlogits[i][j] = dlogits[i][j] - part;
+          rho[i] = rho[i] - part;
+        }
+      }
+      for (int j = 0; j < n; ++j) gamma[j] = V(0);
+    }
+  }
+
+  /// The gradient of `forward`, unrolled: history is filled again.
+  ANABRANCH_MATRIX_FUNCTION void backward(const Matrix& logits, const Matrix& dh, Matrix& dlogits) const {
+    Matrix m, h;
+    const auto wide = start(logits, m);
+    linear(m, h);
+    linear_backward(logits, m, dh, dlogits);
+    if (any(wide)) {
+      Matrix other;
+      logarithmic(logits, h);
+      logarithmic_backward(logits, h, dh, other);
+      for (int i = 0; i < n; ++i) {
+        for (int j = 0; j < n; ++j) dlogits[i][j] = select(wide, other[i][j], dlogits[i][j]);
+      }
+    }
+  }
+};
+
+}  // namespace anabranch::detail

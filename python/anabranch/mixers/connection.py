@@ -1,0 +1,244 @@
+"""The stream step of a hyper-connection: `connect` reads the streams, `Connection.merge` writes them.
+
+One step is `u = sum_j p_j x_j`, `y = sub-layer(u)`, `x'_i = sum_j H_ij x_j + q_i y`, with p, q and H from the streams:
+
+    step = connect(x, projection)
+    x = step.merge(sub_layer(step.input))
+
+Between two steps `merge_and_connect` does both sides in one pass over the streams.
+
+Gradients. The streams get all of theirs in the backward of `connect`, which is handed the gradient of the merged streams
+as it is and applies H itself: each step keeps its streams once and writes their gradient once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anabranch.core.arguments import call_as, check_floating, check_same_device
+from anabranch.core.library import ops
+from anabranch.mixers import stream_ops  # noqa: F401  (fakes and autograd of the ops)
+from anabranch.mixers.projection import Projection
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One step, half done. Made by `connect` and `merge_and_connect`.
+
+    Attributes:
+        streams: x `[..., n, C]`.
+        input: u `[..., C]`, what the sub-layer reads, in the dtype of the streams.
+        coefficients: `[..., n * (n + 2)]`, float32 (float64 for float64 streams); see `pre`, `post`, `mixing`.
+    """
+
+    streams: Tensor
+    input: Tensor
+    coefficients: Tensor
+    _carry: Tensor | None  # stands for the streams in autograd: its gradient is that of the merged streams
+
+    @property
+    def pre(self) -> Tensor:
+        """p `[..., n]`: the weights by which streams were read; with a lag they are for the next step."""
+        return self.coefficients[..., : self.streams.shape[-2]]
+
+    @property
+    def post(self) -> Tensor:
+        """q `[..., n]`: the weights by which the sub-layer's output is written."""
+        n = self.streams.shape[-2]
+        return self.coefficients[..., n : 2 * n]
+
+    @property
+    def mixing(self) -> Tensor:
+        """H `[..., n, n]`."""
+        n = self.streams.shape[-2]
+        return self.coefficients[..., 2 * n :].unflatten(-1, (n, n))
+
+    def merge(self, y: Tensor) -> Tensor:
+        """`x'_i = sum_j H_ij x_j + q_i y`.
+
+        Args:
+            y: `[..., C]`, the sub-layer's output; another dtype is converted to that of the streams.
+
+        Returns:
+            `[..., n, C]`, in the dtype of the streams.
+
+        Raises:
+            ValueError: y of another shape or on another device.
+
+        Cost:
+            Reads n*C + C and writes n*C numbers a token.
+        """
+        x, flat_y, coefficients = self._flat("merge", y)
+        if self._carry is None:
+            out: Tensor = call_as("merge", ops.stream_post, x, flat_y, coefficients)
+        else:
+            out = _Post.apply(x.detach(), self._carry, flat_y, coefficients)
+        return out.view(self.streams.shape)
+
+    def merge_and_connect(self, y: Tensor, projection: Projection, *, lagged: bool = False) -> Connection:
+        """`merge(y)` and `connect` of the next step in one pass, which reads the merged streams from cache.
+
+        Args:
+            y: `[..., C]`, the sub-layer's output.
+            projection: of the next step.
+            lagged: the next input reads the streams by this step's p instead of its own (the single-pass form of
+                DeepSeek-V4.1): the input then needs nothing that the pass itself finds out.
+
+        Cost:
+            Reads n*C + C and writes n*C + C numbers a token; apart they would read n*C more.
+        """
+        op = "merge_and_connect"
+        x, flat_y, coefficients = self._flat(op, y)
+        projection.check(op, self.streams)
+        tensors, options = projection.tensors(x), projection.options(x)
+        carry = None
+        if self._carry is None and not _needs_grad(x, flat_y, coefficients, *tensors):
+            out, u, coefficients, _ = call_as(
+                op, ops.stream_post_pre, x, flat_y, coefficients, *tensors, *options, lagged
+            )
+        elif self._carry is None:
+            raise AssertionError("a connection whose tensors need a gradient has a carry")
+        else:
+            out, u, coefficients, carry = _PostPre.apply(
+                x.detach(), self._carry, flat_y, coefficients, *tensors, options, lagged
+            )
+        return _shaped(out.view(self.streams.shape), u, coefficients, carry)
+
+    def _flat(self, op: str, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.streams
+        check_floating(op, y=y)
+        check_same_device(op, "streams", x, y=y)
+        if y.shape != self.input.shape:
+            raise ValueError(
+                f"{op}: y has shape {tuple(y.shape)}, must be {tuple(self.input.shape)} like the input; "
+                "return one vector per token"
+            )
+        return _rows(x, 2), _rows(y.to(x.dtype), 1), _rows(self.coefficients, 1)
+
+
+def connect(x: Tensor, projection: Projection, *, lag: Connection | None = None) -> Connection:
+    """Coefficients and the sub-layer's input, in one pass over the streams.
+
+    Args:
+        x: `[..., n, C]`, n from 2 to 8, float32, bfloat16, float16 or float64, of any strides.
+        projection: the parameters of the step.
+        lag: the step before, whose p reads the streams instead of the own (single-pass mHC).
+
+    Returns:
+        A `Connection`; its `merge` does the second half of the step.
+
+    Raises:
+        ValueError: shapes, dtypes or devices that do not fit. Streams that are not finite give NaN for their token
+            and touch no other.
+
+    Gradient:
+        To x and the projection's tensors, through p, q and H, as the mixer declares. Not differentiable twice. The
+        backward recomputes what it can: x is kept once, and num_logits + 2 numbers a token.
+
+    Cost:
+        Reads n*C and writes C numbers a token; 2 * num_logits * n * C FLOPs.
+    """
+    op = "connect"
+    projection.check(op, x)
+    flat = _rows(x, 2)
+    before = None
+    if lag is not None:
+        if lag.streams.shape != x.shape:
+            raise ValueError(
+                f"{op}: lag has streams of shape {tuple(lag.streams.shape)}, must be {tuple(x.shape)} like x; "
+                "pass the step before"
+            )
+        before = _rows(lag.coefficients, 1)
+    tensors, options = projection.tensors(x), projection.options(x)
+    carry = None
+    if _needs_grad(flat, before, *tensors):
+        u, coefficients, carry = _Pre.apply(flat, before, *tensors, options)
+    else:
+        u, coefficients, _ = call_as(op, ops.stream_pre, flat, before, *tensors, *options)
+    return _shaped(x, u, coefficients, carry)
+
+
+def _shaped(x: Tensor, u: Tensor, coefficients: Tensor, carry: Tensor | None) -> Connection:
+    batch = x.shape[:-2]
+    return Connection(x, u.view(*batch, x.shape[-1]), coefficients.view(*batch, coefficients.shape[-1]), carry)
+
+
+def _rows(tensor: Tensor, dims: int) -> Tensor:
+    """Leading dimensions as one."""
+    shape = tensor.shape[-dims:]
+    return tensor.reshape(tensor.shape[:-dims].numel(), *shape)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
+
+
+def _carry_of(x: Tensor) -> Tensor:
+    """Of the streams' shape and no size: only its gradient is used."""
+    return x.new_empty(()).expand(x.shape)
+
+
+class _Pre(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lag: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+        *tensors, options = rest
+        u, coefficients, statistics = call_as("connect", ops.stream_pre, x, lag, *tensors, *options)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, lag, coefficients, statistics, *tensors)
+        return u, coefficients, _carry_of(x)
+
+    @staticmethod
+    def backward(ctx: Any, du: Tensor | None, dcoefficients: Tensor | None, dnext: Tensor | None) -> Any:
+        x, lag, coefficients, statistics, *tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        wanted = needs[0] | needs[2] << 1 | needs[3] << 2 | needs[4] << 3 | needs[1] << 4
+        dx, dweight, dscale, dbias, dlag = ops.stream_pre_backward(
+            du, dcoefficients, dnext, None, x, lag, coefficients, statistics, *tensors, *ctx.options, wanted
+        )
+        given = (dx, dlag, dweight, dscale, dbias)
+        return (*(one if need else None for one, need in zip(given, needs, strict=False)), None)
+
+
+class _Post(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, carry: Tensor, y: Tensor, coefficients: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y, coefficients)
+        out: Tensor = call_as("merge", ops.stream_post, x, y, coefficients)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> Any:
+        wanted = ctx.needs_input_grad[2] << 1 | ctx.needs_input_grad[3] << 2
+        _, dy, dcoefficients = ops.stream_post_backward(dout, *ctx.saved_tensors, wanted)
+        return (
+            None,
+            dout,
+            dy if ctx.needs_input_grad[2] else None,
+            dcoefficients if ctx.needs_input_grad[3] else None,
+        )
+
+
+class _PostPre(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, carry: Tensor, y: Tensor, coefficients: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+        *tensors, options, lagged = rest
+        out, u, following, statistics = call_as(
+            "merge_and_connect", ops.stream_post_pre, x, y, coefficients, *tensors, *options, lagged
+        )
+        ctx.options = (*options, lagged)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, y, coefficients, following, statistics, *tensors)
+        return out, u, following, _carry_of(x)
+
+    @staticmethod
+    def backward(
+        ctx: Any, dout: Tensor | None, du: Tensor | None, dcoefficients: Tensor | None, dnext: Tensor | None
+    ) -> Any:
+        gradients = ops.stream_post_pre_backward(du, dcoefficients, dnext, dout, *ctx.saved_tensors, *ctx.options)
+        needs = ctx.needs_input_grad[1:]
+        return (None, *(one if need else None for one, need in zip(gradients, needs, strict=False)), None, None)

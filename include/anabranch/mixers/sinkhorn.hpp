@@ -69,6 +69,7 @@ struct Sinkhorn {
     V r[n], c[n];
     ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) r[i] = c[i] = V(1);
+    ANABRANCH_ROLLED
     for (int step = 0; step < mixer.iterations; ++step) {
       if (step > 0 || mixer.eps == 0) {
         ANABRANCH_UNROLL
@@ -103,12 +104,17 @@ struct Sinkhorn {
     V u[n], v[n];
     ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) u[i] = v[i] = V(0);
+    ANABRANCH_ROLLED
     for (int step = 0; step < mixer.iterations; ++step) {
+      ANABRANCH_LOOP
       for (int j = 0; j < n; ++j) v[j] = V(0) - log_sum_exp([&](int i) { return logits[i][j] + u[i]; });
+      ANABRANCH_LOOP
       for (int i = 0; i < n; ++i) u[i] = V(0) - log_sum_exp([&](int j) { return logits[i][j] + v[j]; });
       keep(step, v, u);
     }
+    ANABRANCH_LOOP
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_LOOP
       for (int j = 0; j < n; ++j) h[i][j] = exp_of(logits[i][j] + u[i] + v[j]);
     }
   }
@@ -117,7 +123,9 @@ struct Sinkhorn {
   template <class Term>
   ANABRANCH_MATRIX_FUNCTION V log_sum_exp(const Term& term) const {
     V top = term(0), sum = V(0);
+    ANABRANCH_LOOP
     for (int k = 1; k < n; ++k) top = max_of(top, term(k));
+    ANABRANCH_LOOP
     for (int k = 0; k < n; ++k) sum = sum + exp_of(term(k) - top);
     return top + log_of(sum);
   }
@@ -140,15 +148,16 @@ struct Sinkhorn {
     linear(m, h);
     if (any(wide)) {
       logarithmic(logits, m);
+      ANABRANCH_LOOP
       for (int i = 0; i < n; ++i) {
+        ANABRANCH_LOOP
         for (int j = 0; j < n; ++j) h[i][j] = select(wide, m[i][j], h[i][j]);
       }
     }
   }
 
   /// The gradient of `linear`: rho and gamma are those of log r and log c, and every term of M's own is r_i t_j.
-  ANABRANCH_MATRIX_FUNCTION void linear_backward(const Matrix& logits, const Matrix& m, const Matrix& dh,
-                                                 Matrix& dlogits) const {
+  ANABRANCH_MATRIX_FUNCTION void linear_backward(const Matrix& m, const Matrix& dh, Matrix& dlogits) const {
     const V eps(mixer.eps);
     V rho[n], gamma[n], terms[n][n];
     const int last = mixer.iterations - 1;
@@ -164,6 +173,7 @@ struct Sinkhorn {
         gamma[j] = gamma[j] + part * m[i][j];
       }
     }
+    ANABRANCH_ROLLED
     for (int step = last; step >= 0; --step) {
       V t[n], c[n], r[n];
       ANABRANCH_UNROLL
@@ -216,8 +226,11 @@ struct Sinkhorn {
   ANABRANCH_MATRIX_FUNCTION void logarithmic_backward(const Matrix& logits, const Matrix& h, const Matrix& dh,
                                                       Matrix& dlogits) const {
     V rho[n], gamma[n];
+    ANABRANCH_LOOP
     for (int i = 0; i < n; ++i) rho[i] = gamma[i] = V(0);
+    ANABRANCH_LOOP
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_LOOP
       for (int j = 0; j < n; ++j) {
         const V part = dh[i][j] * h[i][j];
         dlogits[i][j] = part;
@@ -225,23 +238,29 @@ struct Sinkhorn {
         gamma[j] = gamma[j] + part;
       }
     }
+    ANABRANCH_ROLLED
     for (int step = mixer.iterations - 1; step >= 0; --step) {
+      ANABRANCH_LOOP
       for (int i = 0; i < n; ++i) {
+        ANABRANCH_LOOP
         for (int j = 0; j < n; ++j) {
           const V part = rho[i] * exp_of(logits[i][j] + row(step, i) + column(step, j));
           dlogits[i][j] = dlogits[i][j] - part;
           gamma[j] = gamma[j] - part;
         }
       }
+      ANABRANCH_LOOP
       for (int i = 0; i < n; ++i) {
         const V u = step == 0 ? V(0) : row(step - 1, i);
         rho[i] = V(0);
+        ANABRANCH_LOOP
         for (int j = 0; j < n; ++j) {
           const V part = gamma[j] * exp_of(logits[i][j] + u + column(step, j));
           dlogits[i][j] = dlogits[i][j] - part;
           rho[i] = rho[i] - part;
         }
       }
+      ANABRANCH_LOOP
       for (int j = 0; j < n; ++j) gamma[j] = V(0);
     }
   }
@@ -251,12 +270,14 @@ struct Sinkhorn {
     Matrix m, h;
     const auto wide = start(logits, m);
     linear(m, h);
-    linear_backward(logits, m, dh, dlogits);
+    linear_backward(m, dh, dlogits);
     if (any(wide)) {
       Matrix other;
       logarithmic(logits, h);
       logarithmic_backward(logits, h, dh, other);
+      ANABRANCH_LOOP
       for (int i = 0; i < n; ++i) {
+        ANABRANCH_LOOP
         for (int j = 0; j < n; ++j) dlogits[i][j] = select(wide, other[i][j], dlogits[i][j]);
       }
     }

@@ -11,8 +11,7 @@
 
 #include <algorithm>
 
-#include "anabranch/core/vector.cuh"
-#include "anabranch/mixers/streams.hpp"
+#include "anabranch/mixers/stream_mix.cuh"
 
 namespace anabranch {
 
@@ -56,11 +55,11 @@ __global__ void __launch_bounds__(256, 1) stream_dweight_kernel(StreamWeightGrad
       const T* from = problem.x + (first + r) * problem.part + c;
       if constexpr (N == 1) {
 #pragma unroll
-        for (int i = 0; i < kPiece; ++i) x.values[i] = c + i < problem.part ? static_cast<Sum>(from[i]) : Sum(0);
+        for (int i = 0; i < kPiece; ++i) x.values[i] = c + i < problem.part ? sum_of(from[i]) : Sum(0);
       } else {
         const auto loaded = c < problem.part ? Vector<T, kPiece>::load(from) : Vector<T, kPiece>{};
 #pragma unroll
-        for (int i = 0; i < kPiece; ++i) x.values[i] = static_cast<Sum>(loaded.values[i]);
+        for (int i = 0; i < kPiece; ++i) x.values[i] = sum_of(loaded.values[i]);
       }
 #pragma unroll
       for (int k = 0; k < kGradientProducts; ++k) {
@@ -120,7 +119,7 @@ void stream_dweight_cuda(const StreamWeightGradient<T>& problem, accumulate_t<T>
   const int64_t width = 64 * 16 / static_cast<int64_t>(sizeof(Sum));
   const int64_t blocks = (problem.part + width - 1) / width *
                          ((problem.products + detail::kGradientGroup - 1) / detail::kGradientGroup) * problem.chunks;
-  dispatch_vector_width<T>(problem.part, {problem.x}, [&]<int N>() {
+  detail::dispatch_stream_width<T>(problem.part, {problem.x}, [&]<int N>() {
     launch(detail::stream_dweight_kernel<T, N>, grid_of(blocks), 256,
            shared_bytes<Sum>(detail::kGradientRows * detail::kGradientGroup), stream, problem);
   });

@@ -12,8 +12,7 @@
 // on the CUDA cores in float; at K = 24 and n = 4 about the same.
 #pragma once
 
-#include "anabranch/core/vector.cuh"
-#include "anabranch/mixers/streams.hpp"
+#include "anabranch/mixers/stream_mix.cuh"
 
 namespace anabranch {
 
@@ -40,11 +39,11 @@ __device__ Vector<accumulate_t<T>, kPiece> load_sums(const T* from, int64_t left
   Vector<Sum, kPiece> out;
   if constexpr (N == 1) {
 #pragma unroll
-    for (int k = 0; k < kPiece; ++k) out.values[k] = k < left ? static_cast<Sum>(from[k]) : Sum(0);
+    for (int k = 0; k < kPiece; ++k) out.values[k] = k < left ? sum_of(from[k]) : Sum(0);
   } else {
     const auto loaded = Vector<T, kPiece>::load(from);
 #pragma unroll
-    for (int k = 0; k < kPiece; ++k) out.values[k] = static_cast<Sum>(loaded.values[k]);
+    for (int k = 0; k < kPiece; ++k) out.values[k] = sum_of(loaded.values[k]);
   }
   return out;
 }
@@ -153,11 +152,11 @@ void launch_dx(const StreamInputGradient<T>& problem, cudaStream_t stream) {
 template <class T>
 void stream_dx_cuda(const StreamInputGradient<T>& problem, cudaStream_t stream) {
   if (problem.shape.tokens == 0) return;
-  dispatch_vector_width<T>(problem.shape.channels, {problem.x, problem.du, problem.dnext, problem.dx, problem.to},
-                           [&]<int N>() {
-                             if (problem.shape.streams <= 4) return detail::launch_dx<T, N, 4>(problem, stream);
-                             return detail::launch_dx<T, N, 8>(problem, stream);
-                           });
+  detail::dispatch_stream_width<T>(problem.shape.channels,
+                                   {problem.x, problem.du, problem.dnext, problem.dx, problem.to}, [&]<int N>() {
+                                     if (problem.shape.streams <= 4) return detail::launch_dx<T, N, 4>(problem, stream);
+                                     return detail::launch_dx<T, N, 8>(problem, stream);
+                                   });
 }
 
 }  // namespace anabranch

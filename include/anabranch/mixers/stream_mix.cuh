@@ -7,6 +7,7 @@
 // C. Floor: bytes / bandwidth.
 #pragma once
 
+#include "anabranch/core/fragment.cuh"
 #include "anabranch/core/vector.cuh"
 #include "anabranch/mixers/streams.hpp"
 
@@ -14,10 +15,30 @@ namespace anabranch {
 
 namespace detail {
 
+/// An element on its way into a sum. Half by one instruction: scalar.hpp's conversion is the portable one.
+template <class T>
+__device__ accumulate_t<T> sum_of(T value) {
+  if constexpr (std::is_same_v<T, half>) {
+    return widen(value);
+  } else {
+    return static_cast<accumulate_t<T>>(value);
+  }
+}
+
+/// Calls f.operator()<N>() with the widest accesses that rows of this width allow; double has no wide ones to compile.
+template <class T, class F>
+void dispatch_stream_width(int64_t width, std::initializer_list<const void*> pointers, F&& f) {
+  if constexpr (std::is_same_v<T, double>) {
+    f.template operator()<1>();
+  } else {
+    dispatch_vector_width<T>(width, pointers, f);
+  }
+}
+
 /// Calls f.operator()<N, kBound>() for the widest accesses that rows of C channels allow.
 template <class T, class F>
 void dispatch_stream_bound(const StreamShape& shape, std::initializer_list<const void*> pointers, F&& f) {
-  dispatch_vector_width<T>(shape.channels, pointers, [&]<int N>() {
+  dispatch_stream_width<T>(shape.channels, pointers, [&]<int N>() {
     shape.streams <= 4 ? f.template operator()<N, 4>() : f.template operator()<N, 8>();
   });
 }
@@ -47,7 +68,7 @@ __global__ void __launch_bounds__(256, 1)
       Sum sum = 0;
 #pragma unroll
       for (int j = 0; j < kBound; ++j) {
-        if (j < n) sum += p[j] * static_cast<Sum>(streams[j].values[k]);
+        if (j < n) sum += p[j] * sum_of(streams[j].values[k]);
       }
       read.values[k] = T(sum);
     }
@@ -72,13 +93,13 @@ __global__ void __launch_bounds__(256, 1)
       if (i >= n) break;
       Sum sum[N];
 #pragma unroll
-      for (int k = 0; k < N; ++k) sum[k] = q[i] * static_cast<Sum>(added.values[k]);
+      for (int k = 0; k < N; ++k) sum[k] = q[i] * sum_of(added.values[k]);
 #pragma unroll
       for (int j = 0; j < kBound; ++j) {
         if (j >= n) break;
         const Sum weight = h[i * n + j];
 #pragma unroll
-        for (int k = 0; k < N; ++k) sum[k] += weight * static_cast<Sum>(streams[j].values[k]);
+        for (int k = 0; k < N; ++k) sum[k] += weight * sum_of(streams[j].values[k]);
       }
       Vector<T, N> mixed;
 #pragma unroll

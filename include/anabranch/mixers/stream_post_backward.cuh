@@ -1,11 +1,11 @@
 // The gradient of the streams after the sub-layer on the GPU, and products of streams with one gradient.
 //
-// A warp per token, a lane every 32nd piece of N channels in all streams: n (n + 1) products <dx'_i, x_j>, <dx'_i, y>
-// in registers, and at the end the sums over the lanes by a fixed tree; dy, and dx where wanted, as the channels pass
-// by. kBound is 4 or 8: the streams there is room for.
+// A warp per token and 4 of the streams after, a lane every 32nd piece of N channels: the products <dx'_i, x_j> and
+// <dx'_i, y> in registers, and at the end the sums over the lanes by a fixed tree. Up to 4 streams dy, and dx where
+// wanted, are made as the channels pass by; more streams would not fit, so that a second launch makes them.
 //
-// Bytes per token: (2n + 1) C numbers read, C written, (n + 1) C with dx. FLOPs: (2 n^2 + 4 n) C, 2 n^2 C more with dx.
-// Floor: bytes / bandwidth.
+// Bytes per token: (2n + 1) C numbers read, C written, (n + 1) C with dx; beyond 4 streams (n + 1) C and n C more are
+// read. FLOPs: (2 n^2 + 4 n) C, 2 n^2 C more with dx. Floor: bytes / bandwidth.
 #pragma once
 
 #include "anabranch/mixers/stream_mix.cuh"
@@ -14,7 +14,47 @@ namespace anabranch {
 
 namespace detail {
 
-inline constexpr int kTokenWarps = 4;
+inline constexpr int kTokenWarps = 4, kDotRows = 4;
+
+/// dy of N channels, and dx, from those of the streams after.
+template <class T, int N, int kBound>
+__device__ void store_post_gradients(const StreamShape& shape, const Vector<T, N> (&upstream)[kBound], int64_t t,
+                                     int64_t c, const accumulate_t<T>* q, const accumulate_t<T>* h,
+                                     const StreamPostGradients<T>& to) {
+  using Sum = accumulate_t<T>;
+  const int n = static_cast<int>(shape.streams);
+  const auto combine = [&](const Sum* factors, int stride, T* at) {
+    Sum sum[N] = {};
+#pragma unroll
+    for (int i = 0; i < kBound; ++i) {
+      if (i >= n) break;
+      const Sum factor = factors[i * stride];
+#pragma unroll
+      for (int k = 0; k < N; ++k) sum[k] += factor * sum_of(upstream[i].values[k]);
+    }
+    Vector<T, N> out;
+#pragma unroll
+    for (int k = 0; k < N; ++k) out.values[k] = T(sum[k]);
+    out.store(at);
+  };
+  if (to.y) combine(q, 1, to.y + t * shape.channels + c);
+  for (int j = 0; to.x && j < n; ++j) combine(h + j, n, to.x + (t * n + j) * shape.channels + c);
+}
+
+template <class T, int N, int kBound>
+__global__ void __launch_bounds__(256, 1)
+    stream_post_gradients_kernel(StreamShape shape, const T* dout, const accumulate_t<T>* coefficients,
+                                 StreamPostGradients<T> to) {
+  const int64_t t = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int n = static_cast<int>(shape.streams);
+  if (t >= shape.tokens) return;
+  const auto* q = coefficients + t * n * (n + 2) + n;
+  for (int64_t c = threadIdx.x * N; c < shape.channels; c += blockDim.x * N) {
+    Vector<T, N> upstream[kBound];
+    load_streams<T, N, kBound>(dout + t * n * shape.channels + c, shape.channels, n, upstream);
+    store_post_gradients<T, N, kBound>(shape, upstream, t, c, q, q + n, to);
+  }
+}
 
 template <class T, int N, int kBound>
 __global__ void __launch_bounds__(32 * kTokenWarps, 1)
@@ -24,43 +64,29 @@ __global__ void __launch_bounds__(32 * kTokenWarps, 1)
   using Sum = accumulate_t<T>;
   const int64_t t = static_cast<int64_t>(blockIdx.x) * kTokenWarps + threadIdx.y, channels = shape.channels;
   const int n = static_cast<int>(shape.streams), lane = static_cast<int>(threadIdx.x), size = n * (n + 2);
+  const int first = static_cast<int>(blockIdx.y) * kDotRows;
   if (t >= shape.tokens) return;
-  const Sum *q = coefficients + t * size + n, *h = q + n;
-  Sum dq[kBound] = {}, dh[kBound][kBound] = {};
+  const Sum* q = coefficients + t * size + n;
+  Sum dq[kDotRows] = {}, dh[kDotRows][kBound] = {};
   for (int64_t c = lane * N; c < channels; c += 32 * N) {
-    Vector<T, N> upstream[kBound];
-    load_streams<T, N, kBound>(dout + t * n * channels + c, channels, n, upstream);
+    Vector<T, N> upstream[kDotRows];
+    load_streams<T, N, kDotRows>(dout + (t * n + first) * channels + c, channels, n - first, upstream);
     const auto layer = Vector<T, N>::load(y + t * channels + c);
-    Vector<T, N> dy;
 #pragma unroll
-    for (int k = 0; k < N; ++k) {
-      Sum sum = 0;
+    for (int i = 0; i < kDotRows; ++i) {
 #pragma unroll
-      for (int i = 0; i < kBound; ++i) {
-        const Sum d = static_cast<Sum>(upstream[i].values[k]);
-        if (i < n) sum += q[i] * d;
-        dq[i] += d * static_cast<Sum>(layer.values[k]);
-      }
-      dy.values[k] = T(sum);
+      for (int k = 0; k < N; ++k) dq[i] += sum_of(upstream[i].values[k]) * sum_of(layer.values[k]);
     }
-    if (to.y) dy.store(to.y + t * channels + c);
+    if constexpr (kBound <= kDotRows) store_post_gradients<T, N, kBound>(shape, upstream, t, c, q, q + n, to);
 #pragma unroll
     for (int j = 0; j < kBound; ++j) {
       if (j >= n) break;
       const auto stream = Vector<T, N>::load(x + (t * n + j) * channels + c);
-      Vector<T, N> dx;
 #pragma unroll
-      for (int k = 0; k < N; ++k) {
-        Sum sum = 0;
+      for (int i = 0; i < kDotRows; ++i) {
 #pragma unroll
-        for (int i = 0; i < kBound; ++i) {
-          const Sum d = static_cast<Sum>(upstream[i].values[k]);
-          if (to.x && i < n) sum += h[i * n + j] * d;
-          dh[i][j] += d * static_cast<Sum>(stream.values[k]);
-        }
-        dx.values[k] = T(sum);
+        for (int k = 0; k < N; ++k) dh[i][j] += sum_of(upstream[i].values[k]) * sum_of(stream.values[k]);
       }
-      if (to.x) dx.store(to.x + (t * n + j) * channels + c);
     }
   }
   if (!to.dcoefficients) return;
@@ -70,13 +96,13 @@ __global__ void __launch_bounds__(32 * kTokenWarps, 1)
     if (lane == 0) out[at] = value;
   };
 #pragma unroll
-  for (int i = 0; i < kBound; ++i) {
-    if (i >= n) break;
-    if (lane == 0) out[i] = added ? added[t * n + i] : Sum(0);
-    write(n + i, dq[i]);
+  for (int i = 0; i < kDotRows; ++i) {
+    if (first + i >= n) break;
+    if (lane == 0) out[first + i] = added ? added[t * n + first + i] : Sum(0);
+    write(n + first + i, dq[i]);
 #pragma unroll
     for (int j = 0; j < kBound; ++j) {
-      if (j < n) write((2 + i) * n + j, dh[i][j]);
+      if (j < n) write((2 + first + i) * n + j, dh[i][j]);
     }
   }
 }
@@ -99,7 +125,7 @@ __global__ void __launch_bounds__(32 * kTokenWarps, 1)
     for (int j = 0; j < kBound; ++j) {
 #pragma unroll
       for (int k = 0; k < N; ++k) {
-        dots[j] += static_cast<Sum>(upstream.values[k]) * static_cast<Sum>(streams[j].values[k]);
+        dots[j] += sum_of(upstream.values[k]) * sum_of(streams[j].values[k]);
       }
     }
   }
@@ -120,8 +146,16 @@ void stream_post_backward_cuda(const StreamShape& shape, const T* dout, const T*
   if (shape.tokens == 0) return;
   detail::dispatch_stream_bound<T>(shape, {dout, x, y, to.x, to.y}, [&]<int N, int kBound>() {
     const dim3 block(32, detail::kTokenWarps);
-    launch(detail::stream_post_backward_kernel<T, N, kBound>, row_grid(shape.tokens, block), block, 0, stream, shape,
-           dout, x, y, coefficients, added, to);
+    dim3 grid = row_grid(shape.tokens, block);
+    grid.y = kBound / detail::kDotRows;
+    launch(detail::stream_post_backward_kernel<T, N, kBound>, grid, block, 0, stream, shape, dout, x, y, coefficients,
+           added, to);
+    if constexpr (kBound > detail::kDotRows) {
+      if (!to.x && !to.y) return;
+      const dim3 wide = row_block((shape.channels + N - 1) / N);
+      launch(detail::stream_post_gradients_kernel<T, N, kBound>, row_grid(shape.tokens, wide), wide, 0, stream, shape,
+             dout, coefficients, to);
+    }
   });
 }
 

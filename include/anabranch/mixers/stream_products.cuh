@@ -17,8 +17,7 @@
 
 #include <algorithm>
 
-#include "anabranch/core/vector.cuh"
-#include "anabranch/mixers/coefficients.cuh"
+#include "anabranch/mixers/stream_mix.cuh"
 
 namespace anabranch {
 
@@ -81,7 +80,7 @@ class ProductsBlock {
     const int64_t begin = stages * split / problem.splits, end = stages * (split + 1) / problem.splits;
     const bool exists = row < problem.rows;
     if constexpr (kBound > 1) load_mix();
-    if (problem.centered && exists) shift = static_cast<Sum>(problem.x[row * problem.part]);
+    if (problem.centered && exists) shift = sum_of(problem.x[row * problem.part]);
     for (int64_t stage = begin; stage < end; ++stage) {
       __syncthreads();
       for (int at = static_cast<int>(threadIdx.x) % 8 * N; at < kChannels; at += 8 * N) {
@@ -127,7 +126,7 @@ class ProductsBlock {
       Vector<Sum, kWide> wide;
 #pragma unroll
       for (int k = 0; k < kWide; ++k) {
-        wide.values[k] = static_cast<Sum>(values.values[first + k]);
+        wide.values[k] = sum_of(values.values[first + k]);
         const Sum d = wide.values[k] - shift;
         squares += d * d;
         total += d;
@@ -174,13 +173,13 @@ class ProductsBlock {
           Sum sum[N];
           const Sum q = mix[token * size + n + i];
 #pragma unroll
-          for (int k = 0; k < N; ++k) sum[k] = q * static_cast<Sum>(y.values[k]);
+          for (int k = 0; k < N; ++k) sum[k] = q * sum_of(y.values[k]);
 #pragma unroll
           for (int j = 0; j < kBound; ++j) {
             if (j >= n) break;
             const Sum h = mix[token * size + (2 + i) * n + j];
 #pragma unroll
-            for (int k = 0; k < N; ++k) sum[k] += h * static_cast<Sum>(x[j].values[k]);
+            for (int k = 0; k < N; ++k) sum[k] += h * sum_of(x[j].values[k]);
           }
 #pragma unroll
           for (int k = 0; k < N; ++k) mixed.values[k] = T(sum[k]);
@@ -188,7 +187,7 @@ class ProductsBlock {
         }
         const Sum p = mix[token * size + i];
 #pragma unroll
-        for (int k = 0; k < N; ++k) read[k] += p * static_cast<Sum>(mixed.values[k]);
+        for (int k = 0; k < N; ++k) read[k] += p * sum_of(mixed.values[k]);
         take(i * kChannels + at, mixed);
       }
       if (!problem.u || group != 0) return;
@@ -295,12 +294,13 @@ inline int64_t product_splits(int64_t rows, int64_t products, int64_t part, int6
 template <class T>
 void stream_products_cuda(const StreamProducts<T>& problem, cudaStream_t stream) {
   if (problem.rows == 0) return;
-  dispatch_vector_width<T>(problem.part / problem.streams,
-                           {problem.x, problem.y, problem.weight, problem.out, problem.u}, [&]<int N>() {
-                             if (!problem.coefficients) return detail::launch_products<T, N, 1>(problem, stream);
-                             if (problem.streams <= 4) return detail::launch_products<T, N, 4>(problem, stream);
-                             return detail::launch_products<T, N, 8>(problem, stream);
-                           });
+  detail::dispatch_stream_width<T>(problem.part / problem.streams,
+                                   {problem.x, problem.y, problem.weight, problem.out, problem.u}, [&]<int N>() {
+                                     if (!problem.coefficients)
+                                       return detail::launch_products<T, N, 1>(problem, stream);
+                                     if (problem.streams <= 4) return detail::launch_products<T, N, 4>(problem, stream);
+                                     return detail::launch_products<T, N, 8>(problem, stream);
+                                   });
 }
 
 }  // namespace anabranch

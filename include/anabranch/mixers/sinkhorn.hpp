@@ -5,8 +5,8 @@
 // with eps > 0 and both transposes of Mixer it is what DeepSeek ships.
 //
 // M is never rewritten: it stays r_i M_ij c_j, so that half an iteration is one product of the matrix and a vector, and
-// the iterates that the gradient needs are the vectors r and c. Where the logits span more than e^40 the vectors could
-// leave float's range; there they are kept as logarithms instead, which costs n^2 exponentials per half iteration.
+// the iterates that the gradient needs are the vectors r and c. Where the logits span so much that these could leave
+// float's range they are kept as logarithms instead, which costs n^2 exponentials per half iteration.
 //
 // FLOPs: 4 n^2 per iteration, 12 n^2 with the gradient. Kept for the gradient: 2 n numbers per iteration, on chip on
 // the CPU and in global memory on the GPU.
@@ -25,7 +25,8 @@ struct History {
   ANABRANCH_MATRIX_FUNCTION V& operator()(int64_t i) const { return data[i * stride]; }
 };
 
-inline constexpr double kLinearRange = 40;
+/// Spans of logits, and sizes of r and c, up to which float loses nothing: e^80 and 1e30 of 3e38.
+inline constexpr double kLinearRange = 80, kLargestVector = 1e30;
 
 template <class V, int n>
 struct Sinkhorn {
@@ -63,8 +64,8 @@ struct Sinkhorn {
     return V(0) > V(1);
   }
 
-  /// The iterations on vectors: h = r M c.
-  ANABRANCH_MATRIX_FUNCTION void linear(const Matrix& m, Matrix& h) const {
+  /// The iterations on vectors: h = r M c. Returns where the vectors were too large to trust.
+  ANABRANCH_MATRIX_FUNCTION auto linear(const Matrix& m, Matrix& h) const {
     const V eps(mixer.eps);
     V r[n], c[n];
     ANABRANCH_UNROLL
@@ -97,6 +98,10 @@ struct Sinkhorn {
       ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) h[i][j] = r[i] * m[i][j] * c[j];
     }
+    V largest = r[0];
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) largest = max_of(largest, max_of(r[i], c[i]));
+    return largest > V(kLargestVector);
   }
 
   /// The iterations on logarithms: h = exp(logits + u + v).
@@ -106,15 +111,15 @@ struct Sinkhorn {
     for (int i = 0; i < n; ++i) u[i] = v[i] = V(0);
     ANABRANCH_ROLLED
     for (int step = 0; step < mixer.iterations; ++step) {
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) v[j] = V(0) - log_sum_exp([&](int i) { return logits[i][j] + u[i]; });
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) u[i] = V(0) - log_sum_exp([&](int j) { return logits[i][j] + v[j]; });
       keep(step, v, u);
     }
-    ANABRANCH_LOOP
+    ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) {
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) h[i][j] = exp_of(logits[i][j] + u[i] + v[j]);
     }
   }
@@ -123,9 +128,9 @@ struct Sinkhorn {
   template <class Term>
   ANABRANCH_MATRIX_FUNCTION V log_sum_exp(const Term& term) const {
     V top = term(0), sum = V(0);
-    ANABRANCH_LOOP
+    ANABRANCH_UNROLL
     for (int k = 1; k < n; ++k) top = max_of(top, term(k));
-    ANABRANCH_LOOP
+    ANABRANCH_UNROLL
     for (int k = 0; k < n; ++k) sum = sum + exp_of(term(k) - top);
     return top + log_of(sum);
   }
@@ -144,13 +149,13 @@ struct Sinkhorn {
 
   ANABRANCH_MATRIX_FUNCTION void forward(const Matrix& logits, Matrix& h) const {
     Matrix m;
-    const auto wide = start(logits, m);
-    linear(m, h);
+    const auto spread = start(logits, m);
+    const auto wide = linear(m, h) | spread;
     if (any(wide)) {
       logarithmic(logits, m);
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
-        ANABRANCH_LOOP
+        ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) h[i][j] = select(wide, m[i][j], h[i][j]);
       }
     }
@@ -226,11 +231,11 @@ struct Sinkhorn {
   ANABRANCH_MATRIX_FUNCTION void logarithmic_backward(const Matrix& logits, const Matrix& h, const Matrix& dh,
                                                       Matrix& dlogits) const {
     V rho[n], gamma[n];
-    ANABRANCH_LOOP
+    ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) rho[i] = gamma[i] = V(0);
-    ANABRANCH_LOOP
+    ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) {
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) {
         const V part = dh[i][j] * h[i][j];
         dlogits[i][j] = part;
@@ -240,27 +245,27 @@ struct Sinkhorn {
     }
     ANABRANCH_ROLLED
     for (int step = mixer.iterations - 1; step >= 0; --step) {
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
-        ANABRANCH_LOOP
+        ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) {
           const V part = rho[i] * exp_of(logits[i][j] + row(step, i) + column(step, j));
           dlogits[i][j] = dlogits[i][j] - part;
           gamma[j] = gamma[j] - part;
         }
       }
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
         const V u = step == 0 ? V(0) : row(step - 1, i);
         rho[i] = V(0);
-        ANABRANCH_LOOP
+        ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) {
           const V part = gamma[j] * exp_of(logits[i][j] + u + column(step, j));
           dlogits[i][j] = dlogits[i][j] - part;
           rho[i] = rho[i] - part;
         }
       }
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) gamma[j] = V(0);
     }
   }
@@ -268,16 +273,16 @@ struct Sinkhorn {
   /// The gradient of `forward`, unrolled: history is filled again.
   ANABRANCH_MATRIX_FUNCTION void backward(const Matrix& logits, const Matrix& dh, Matrix& dlogits) const {
     Matrix m, h;
-    const auto wide = start(logits, m);
-    linear(m, h);
+    const auto spread = start(logits, m);
+    const auto wide = linear(m, h) | spread;
     linear_backward(m, dh, dlogits);
     if (any(wide)) {
       Matrix other;
       logarithmic(logits, h);
       logarithmic_backward(logits, h, dh, other);
-      ANABRANCH_LOOP
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
-        ANABRANCH_LOOP
+        ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) dlogits[i][j] = select(wide, other[i][j], dlogits[i][j]);
       }
     }

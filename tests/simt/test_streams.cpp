@@ -1,5 +1,6 @@
 // Stream steps on the harness, forward and backward, against the definition in double.
 #include "anabranch/mixers/stream_pre_backward.cuh"
+#include "anabranch/mixers/stream_products_sm90.cuh"
 #include "stream_case.hpp"
 
 using namespace anabranch;
@@ -13,9 +14,10 @@ class StepCase {
   using Sum = accumulate_t<T>;
 
  public:
-  StepCase(const StepShape& s_, std::mt19937& random_, unsigned wanted_)
+  StepCase(const StepShape& s_, std::mt19937& random_, unsigned wanted_, bool hopper_)
       : s(s_),
         wanted(wanted_),
+        hopper(hopper_),
         random(random_),
         shape{s.tokens, s.streams, s.channels},
         permutations(some_permutations(s.streams)),
@@ -74,9 +76,9 @@ class StepCase {
   void pre(const Sum* lag) {
     Guarded<T> u(s.tokens * s.channels);
     Guarded<Sum> coefficients(s.tokens * size), statistics(s.tokens * kept);
-    Guarded<Sum> parts(std::vector<Sum>(stream_pre_parts(shape, typed()), Sum(NAN)));
-    stream_pre_cuda<T>(shape, typed(), x.data(), lag, parts.data(), u.data(), coefficients.data(), statistics.data(),
-                       nullptr);
+    Guarded<Sum> scratch(std::vector<Sum>(stream_pre_scratch(shape, typed(), hopper), Sum(NAN)));
+    stream_pre_cuda<T>(shape, typed(), x.data(), lag, scratch.data(), hopper, u.data(), coefficients.data(),
+                       statistics.data(), nullptr);
     std::vector<double> u64(u.size()), coefficients64(coefficients.size()), statistics64(statistics.size());
     const auto x64 = wide(x.values()), before64 = wide(before.values());
     const double* lag64 = lag ? before64.data() : nullptr;
@@ -121,8 +123,8 @@ class StepCase {
   void post_pre(bool lagged) {
     Guarded<T> out(x.size()), u(y.size()), between(x.size()), to_x(x.size()), to_y(y.size());
     Guarded<Sum> next(s.tokens * size), statistics(s.tokens * kept);
-    Guarded<Sum> parts(std::vector<Sum>(stream_pre_parts(shape, typed()), Sum(NAN)));
-    stream_post_pre_cuda<T>(shape, x.data(), y.data(), before.data(), typed(), lagged, parts.data(), out.data(),
+    Guarded<Sum> parts(std::vector<Sum>(stream_pre_scratch(shape, typed(), hopper), Sum(NAN)));
+    stream_post_pre_cuda<T>(shape, x.data(), y.data(), before.data(), typed(), lagged, parts.data(), hopper, out.data(),
                             u.data(), next.data(), statistics.data(), nullptr);
     const auto x64 = wide(x.values()), y64 = wide(y.values()), before64 = wide(before.values());
     std::vector<double> out64(out.size()), u64(u.size()), next64(next.size()), statistics64(statistics.size());
@@ -183,6 +185,7 @@ class StepCase {
 
   const StepShape s;
   const unsigned wanted;
+  const bool hopper;
   std::mt19937& random;
   const StreamShape shape;
   const std::vector<int32_t> permutations;
@@ -198,7 +201,10 @@ class StepCase {
 template <class T>
 void check_dtype(std::mt19937& random) {
   const auto check = [&](const StepShape& shape) {
-    StepCase<T>(shape, random, random() % 2 ? 127 : random() % 128).run();
+    const unsigned wanted = random() % 2 ? 127 : random() % 128;
+    for (const bool hopper : {false, true}) {
+      if (!hopper || std::is_same_v<T, bfloat16>) StepCase<T>(shape, random, wanted, hopper).run();
+    }
   };
   check({.tokens = 5, .streams = 4, .channels = 72});
   check({.tokens = 33, .streams = 2, .channels = 7, .transposed = true});
@@ -220,6 +226,8 @@ void check_dtype(std::mt19937& random) {
   check({.tokens = 2, .streams = 4, .channels = 300, .mixer = MixerKind::permutation_mixture, .centered = true});
   check({.tokens = 2, .streams = 8, .channels = 11, .mixer = MixerKind::sinkhorn, .squash = true});
   check({.tokens = 70, .streams = 2, .channels = 3, .mixer = MixerKind::identity, .weighted = false});
+  check({.tokens = 40, .streams = 8, .channels = 16});
+  check({.tokens = 300, .streams = 2, .channels = 8, .mixer = MixerKind::cayley});
   check({.tokens = 0, .streams = 4, .channels = 8});
 }
 

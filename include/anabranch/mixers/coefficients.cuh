@@ -59,6 +59,7 @@ __device__ void gather_statistics(const StreamProjection<V>& projection, const P
     const V* at = from.data + (begin + i) * width + products;
     const V shift = at[2];
     V squares = V(0), sum = V(0);
+#pragma unroll 8
     for (int64_t split = 0; split < from.splits; ++split, at += rows * width) squares += at[0], sum += at[1];
     if (projection.centered) squares = max_of(squares - sum * (sum / part), V(0));
     V* to = statistics + (first + i / segments) * kept + logits + 2 * (i % segments);
@@ -70,6 +71,7 @@ __device__ void gather_statistics(const StreamProjection<V>& projection, const P
     const int64_t row = i / products, k = i % products;
     const V* at = from.data + (begin + row) * width + k;
     V sum = V(0);
+#pragma unroll 8
     for (int64_t split = 0; split < from.splits; ++split, at += rows * width) sum += *at;
     V* to = statistics + (first + row / segments) * kept;
     to[row % segments * products + k] = sum * to[logits + 2 * (row % segments)];

@@ -129,9 +129,10 @@ PreGradientTensors::Tuple stream_pre_backward(const std::optional<Tensor>& du,
   const PreGradientTensors results(x, in, wanted);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
-    const Tensor scratch = sums_on(x, stream_backward_sizes(shape_of(x), in.problem<T>()).sum());
+    const bool hopper = hopper_multiprocessors() > 0;
+    const Tensor scratch = sums_on(x, stream_backward_sizes(shape_of(x), in.problem<T>(), hopper).sum());
     stream_pre_backward_cuda<T>(shape_of(x), in.problem<T>(), upstream.pointers<T>(), data<T>(x), data<Sum>(lag),
-                                data<Sum>(coefficients), data<Sum>(statistics), mutable_data<Sum>(scratch),
+                                data<Sum>(coefficients), data<Sum>(statistics), mutable_data<Sum>(scratch), hopper,
                                 results.pointers<T>(), device.stream);
   });
   return results.tuple();
@@ -174,11 +175,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> stream_post_pre_backw
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
     const Tensor between = empty_on(x, {x.size(0), x.size(1), x.size(2)}, x.scalar_type());
-    const Tensor scratch = sums_on(x, stream_backward_sizes(shape_of(x), in.problem<T>()).sum());
+    const bool hopper = hopper_multiprocessors() > 0;
+    const Tensor scratch = sums_on(x, stream_backward_sizes(shape_of(x), in.problem<T>(), hopper).sum());
     stream_post_pre_backward_cuda<T>(shape_of(x), data<T>(x), data<T>(y), data<Sum>(coefficients), in.problem<T>(),
                                      lagged, upstream.pointers<T>(), data<Sum>(next_coefficients),
                                      data<Sum>(next_statistics), mutable_data<T>(between), mutable_data<Sum>(scratch),
-                                     pre.pointers<T>(), post.pointers<T>(), device.stream);
+                                     hopper, pre.pointers<T>(), post.pointers<T>(), device.stream);
   });
   return {pre.x, post.y, post.coefficients, pre.weight, pre.scale, pre.bias};
 }

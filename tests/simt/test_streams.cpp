@@ -1,4 +1,5 @@
 // Stream steps on the harness, forward and backward, against the definition in double.
+#include "anabranch/mixers/stream_dweight_sm90.cuh"
 #include "anabranch/mixers/stream_pre_backward.cuh"
 #include "anabranch/mixers/stream_products_sm90.cuh"
 #include "stream_case.hpp"
@@ -96,12 +97,12 @@ class StepCase {
     const auto own64 = wide(coefficients.values()), kept64 = wide(statistics.values());
     Guarded<T> to_x(x.size());
     Guarded<Sum> to_weight(weight.size()), to_scale(logits), to_bias(logits), to_lag(s.tokens * size);
-    Guarded<Sum> scratch(std::vector<Sum>(stream_backward_sizes(shape, typed()).sum(), Sum(NAN)));
+    Guarded<Sum> scratch(std::vector<Sum>(stream_backward_sizes(shape, typed(), hopper).sum(), Sum(NAN)));
     stream_pre_backward_cuda<T>(
         shape, typed(),
         {wants(0) ? du.data() : nullptr, wants(1) ? dcoefficients.data() : nullptr, wants(2) ? dnext.data() : nullptr,
          wants(3) ? dx.data() : nullptr},
-        x.data(), lag, coefficients.data(), statistics.data(), scratch.data(),
+        x.data(), lag, coefficients.data(), statistics.data(), scratch.data(), hopper,
         {to_x.data(), wants(4) ? to_weight.data() : nullptr, wants(5) ? to_scale.data() : nullptr,
          wants(6) ? to_bias.data() : nullptr, lag ? to_lag.data() : nullptr},
         nullptr);
@@ -138,11 +139,11 @@ class StepCase {
     expect_near(statistics.values(), statistics64, fine, "next statistics");
 
     Guarded<Sum> to_before(s.tokens * size), to_weight(weight.size()), to_scale(logits), to_bias(logits);
-    Guarded<Sum> scratch(std::vector<Sum>(stream_backward_sizes(shape, typed()).sum(), Sum(NAN)));
+    Guarded<Sum> scratch(std::vector<Sum>(stream_backward_sizes(shape, typed(), hopper).sum(), Sum(NAN)));
     stream_post_pre_backward_cuda<T>(shape, x.data(), y.data(), before.data(), typed(), lagged,
                                      {wants(0) ? du.data() : nullptr, wants(1) ? dcoefficients.data() : nullptr,
                                       nullptr, wants(3) ? dx.data() : nullptr},
-                                     next.data(), statistics.data(), between.data(), scratch.data(),
+                                     next.data(), statistics.data(), between.data(), scratch.data(), hopper,
                                      {to_x.data(), to_weight.data(), to_scale.data(), to_bias.data(), nullptr},
                                      {nullptr, to_y.data(), to_before.data()}, nullptr);
     expect(same_bits(between.values(), out.values()), "the streams between are made as they were");
@@ -203,7 +204,8 @@ void check_dtype(std::mt19937& random) {
   const auto check = [&](const StepShape& shape) {
     const unsigned wanted = random() % 2 ? 127 : random() % 128;
     for (const bool hopper : {false, true}) {
-      if (!hopper || std::is_same_v<T, bfloat16>) StepCase<T>(shape, random, wanted, hopper).run();
+      if (!hopper || (std::is_same_v<T, bfloat16> && (shape.channels % 8 == 0 || shape.channels == 7)))
+        StepCase<T>(shape, random, wanted, hopper).run();
     }
   };
   check({.tokens = 5, .streams = 4, .channels = 72});

@@ -19,7 +19,7 @@ inline int64_t tensor_tokens(int64_t rows, int64_t streams) {
   return std::clamp<int64_t>((rows + tokens - 1) / tokens, 1, kTensorWarps) * tokens;
 }
 
-/// In csrc/mixers/stream_products_sm90.cu, for bfloat16 (stream_products_sm90.cuh). split_weight: split_weight_size()
+/// In csrc/mixers/streams_bf16_sm90.cu, for bfloat16 (stream_products_sm90.cuh). split_weight: split_weight_size()
 /// numbers at a multiple of 16 bytes.
 template <class T>
 void stream_products_sm90(const StreamProducts<T>& problem, T* split_weight, cudaStream_t stream);

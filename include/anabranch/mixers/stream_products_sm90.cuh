@@ -20,24 +20,15 @@ namespace anabranch {
 namespace detail {
 
 /// hi and lo [padded, part]: weight = hi + lo; zeros from `products` on.
-inline __global__ void __launch_bounds__(256)
-    split_weight_kernel(const float* weight, int64_t products, int64_t padded, int64_t part, bfloat16* split) {
+template <class T>
+__global__ void __launch_bounds__(256)
+    split_weight_kernel(const float* weight, int64_t products, int64_t padded, int64_t part, T* split) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x;
   if (i >= padded * part) return;
   const float value = i < products * part ? weight[i] : 0.0f;
-  const bfloat16 high(value);
+  const T high(value);
   split[i] = high;
-  split[padded * part + i] = bfloat16(value - static_cast<float>(high));
-}
-
-/// 8 channels of a row; zeros where there are none.
-struct Channels {
-  uint32_t pairs[4];
-};
-__device__ __forceinline__ Channels load_channels(const bfloat16* from, bool exists) {
-  Channels out{};
-  if (exists) load_pairs(from, out.pairs);
-  return out;
+  split[padded * part + i] = T(value - static_cast<float>(high));
 }
 
 __device__ __forceinline__ float add_squares(const Channels& x, float sum, float shift, float& total) {
@@ -225,7 +216,7 @@ class TensorProducts {
 };
 
 template <int kBound>
-__global__ void __launch_bounds__(32 * kTensorWarps, 1)
+__global__ void __launch_bounds__(32 * kTensorWarps, kBound == 1 ? 2 : 1)
     stream_products_sm90_kernel(StreamProducts<bfloat16> problem, const bfloat16* split_weight) {
   TensorProducts<kBound>(problem, split_weight, SharedMemory()).run();
 }
@@ -244,7 +235,7 @@ template <class T>
 void stream_products_sm90(const StreamProducts<T>& problem, T* split_weight, cudaStream_t stream) {
   static_assert(std::is_same_v<T, bfloat16>);
   const int64_t padded = (problem.products + 7) / 8 * 8;
-  launch(split_weight_kernel, grid_of((padded * problem.part + 255) / 256), 256, 0, stream, problem.weight,
+  launch(split_weight_kernel<T>, grid_of((padded * problem.part + 255) / 256), 256, 0, stream, problem.weight,
          problem.products, padded, problem.part, split_weight);
   if (!problem.coefficients) return launch_products_sm90<1>(problem, split_weight, stream);
   if (problem.streams <= 4) return launch_products_sm90<4>(problem, split_weight, stream);

@@ -28,19 +28,12 @@ namespace detail {
 
 inline constexpr int kCoefficientTokens = 64;
 
-// What every mixer reads is compiled once: inlined, it is two thirds of the kernels.
-#if defined(__CUDACC__)
-#define ANABRANCH_ONCE __noinline__
-#else
-#define ANABRANCH_ONCE
-#endif
-
 /// A token's logits from its products, or from the rows of mix_matrix, which have no scale.
 template <class V>
 struct TokenLogits {
   const StreamProjection<V>& projection;
   const V* products;  // null where there is no weight
-  __device__ ANABRANCH_ONCE V operator[](int64_t k) const {
+  ANABRANCH_ONCE V operator[](int64_t k) const {
     if (!projection.scale) return products[k];
     return products ? stream_logit(projection, k, products[k]) : projection.bias[k];
   }

@@ -24,6 +24,8 @@ from anabranch.mixers.mixer import (
     Unconstrained,
     cyclic_permutations,
 )
+from anabranch.mixers.modules import HyperConnection, expand_streams, reduce_streams
+from anabranch.mixers.presets import Kind
 from anabranch.mixers.projection import LinearGates, Projection, SigmoidGates, SoftmaxGates
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
     "Connection",
     "DoublyStochasticResidual",
     "Grassmann",
+    "HyperConnection",
     "Identity",
+    "Kind",
     "LinearGates",
     "Mixer",
     "PermutationMixture",
@@ -44,11 +48,13 @@ __all__ = [
     "cayley",
     "connect",
     "cyclic_permutations",
+    "expand_streams",
     "grassmann",
     "mix_matrix",
     "orthogonality_residual",
     "permutation_mixture",
     "projector_residual",
+    "reduce_streams",
     "sinkhorn",
     "stochastic_residual",
     "truncated_cayley",

@@ -7,8 +7,8 @@ One step is `u = sum_j p_j x_j`, `y = sub-layer(u)`, `x'_i = sum_j H_ij x_j + q_
 
 Between two steps `merge_and_connect` does both sides in one pass over the streams.
 
-Gradients. The streams get all of theirs in the backward of `connect`, which is handed the gradient of the merged streams
-as it is and applies H itself: each step keeps its streams once and writes their gradient once.
+Gradients. The streams get all of theirs in the backward of `connect`, which is handed the gradient of the merged
+streams as it is and applies H itself: each step keeps its streams once and writes their gradient once.
 """
 
 from __future__ import annotations

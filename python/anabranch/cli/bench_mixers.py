@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from anabranch import mixers
 from anabranch.cli import peers_mixers as peers
 from anabranch.cli.bench_rows import Contenders, Target, Workload
 from anabranch.mixers import LinearGates, Mixer, Projection, SigmoidGates, SoftmaxGates, connect
+from anabranch.mixers.projection import Gates
 
 _SINKHORN = mixers.Sinkhorn(20, order="rows_first", eps=peers.EPS, transpose=True)  # as shipped
 _MIXERS: dict[str, Mixer] = {
@@ -27,6 +29,7 @@ _MIXERS: dict[str, Mixer] = {
     "cayley": mixers.Cayley(),
     "hc": mixers.Unconstrained(transpose=True),
 }
+_GATES: dict[str, Gates] = {"hc": LinearGates(), "cayley": SoftmaxGates()}  # the others': sigmoids
 _TARGETS = {
     ("cpu", "forward"): Target("limit", 2.5, 1.5),
     ("cpu", "training"): Target("limit", 3.0, 2.0),
@@ -142,7 +145,7 @@ class Mixers:
     def projection(self, kind: str, n: int) -> Projection:
         """Parameters of one step, with weights that move the logits."""
         mixer, is_hc = _MIXERS[kind], kind == "hc"
-        gates = {"hc": LinearGates(), "cayley": SoftmaxGates()}.get(kind, SigmoidGates(pre_eps=peers.EPS))
+        gates = _GATES.get(kind, SigmoidGates(pre_eps=peers.EPS))
         logits = 2 * gates.num_logits(n) + mixer.num_logits(n)
         shape = (n + 2, self.channels) if is_hc else (logits, n * self.channels)
         return Projection(
@@ -210,9 +213,11 @@ def _with(projection: Projection, tensors: tuple[Tensor, ...]) -> Projection:
 def _contenders(mode: str, calls: dict[str, _Call], tensors: list[Tensor]) -> Contenders:
     """The calls on these tensors, or with their gradients."""
     if "training" not in mode:
-        return {name: lambda call=call: call(*tensors) for name, call in calls.items()}
+        return {name: partial(call, *tensors) for name, call in calls.items()}
     inputs = [one.detach().requires_grad_() for one in tensors]
     gradient = torch.randn_like(next(iter(calls.values()))(*tensors))
-    return {
-        name: lambda call=call: torch.autograd.grad(call(*inputs), inputs, gradient) for name, call in calls.items()
-    }
+    return {name: partial(_gradients, call, inputs, gradient) for name, call in calls.items()}
+
+
+def _gradients(call: _Call, inputs: list[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(call(*inputs), inputs, gradient)

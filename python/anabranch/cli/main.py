@@ -21,10 +21,11 @@ def main(arguments: list[str]) -> int:
     demo = commands.add_parser("demo", help="train byte-level language models on real text and compare them")
     demo.add_argument(
         "--job",
-        choices=["experts", "skip"],
+        choices=["experts", "skip", "mixers"],
         default="experts",
         help="experts: a dense, a top-2 and a dynamic model; skip: speed and quality of one model under policies that "
-        "skip its layers or FFNs, needs transformers (default experts)",
+        "skip its layers or FFNs, needs transformers; mixers: one model with plain residuals and with residual streams "
+        "mixed by several kinds of matrices (default experts)",
     )
     demo.add_argument("--minutes", type=float, default=2.0, help="time for the whole job (default 2)")
     demo.add_argument("--text", type=Path, help="a text file; default: the Python standard library's sources")
@@ -73,8 +74,10 @@ def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     try:
         if options.job == "skip":
             return _demo_skip(options)
-        from anabranch.cli.demo import run
-
+        if options.job == "mixers":
+            from anabranch.cli.demo_mixers import run
+        else:
+            from anabranch.cli.demo import run
         return run(options.minutes, options.text, options.out, options.seed)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))

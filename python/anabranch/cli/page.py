@@ -88,8 +88,8 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def loss_plot(curves: Sequence[Curve]) -> str:
-    """Bits per byte against seconds of training, smoothed."""
+def loss_plot(curves: Sequence[Curve], x_label: str = "seconds of training") -> str:
+    """Bits per byte against seconds of training, or what else is given in their place, smoothed."""
     end = max((seconds[-1] for _, _, seconds, _ in curves if seconds), default=1.0)
     top, bottom, body = 6.0, HEIGHT - BOTTOM, legend([(name, color) for name, color, _, _ in curves])
     for _, color, seconds, train_bits in curves:
@@ -103,4 +103,4 @@ def loss_plot(curves: Sequence[Curve]) -> str:
         body.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
     for quarter in range(1, 5):
         body.append(svg_text(LEFT + (WIDTH - LEFT) * quarter / 4, bottom + 16, f"{end * quarter / 4:.0f}", "end"))
-    return frame(body, top, "bits per byte", "seconds of training")
+    return frame(body, top, "bits per byte", x_label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -12,8 +13,10 @@ from test_bench import bench
 
 from anabranch.cli import peers_mixers as peers
 from anabranch.cli.bench_mixers import Mixers, MixersShape
+from anabranch.cli.bench_mixers_model import OPTIONS, EagerStreams, model_workload
 from anabranch.cli.bench_rows import Row, Target
 from anabranch.cli.machine import Limits
+from anabranch.cli.mixers_model import ByteModel, Streams
 
 pytestmark = pytest.mark.cpu
 STEPS = ["mhc n=4", "mhc n=2", "mhc n=8", *(f"{kind} n=4" for kind in ("exact", "lite", "cayley", "hc"))]
@@ -24,8 +27,7 @@ SHAPE = MixersShape(channels=48, chain=3, compiled=False)
 
 def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     out, drawing = tmp_path / "mixers.json", tmp_path / "mixers.svg"
-    modes = ["--mode", "forward", "matrix", "training", "matrix_training"]
-    done = bench("mixers", "--quick", *modes, "--threads", 1, "--repeats", 1, "--json", out, "--svg", drawing)
+    done = bench("mixers", "--quick", "--threads", 1, "--repeats", 1, "--json", out, "--svg", drawing)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["room"] == "mixers"
@@ -33,6 +35,7 @@ def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     assert [(row["dtype"], row["workload"]) for row in record["rows"]] == [
         *(("bfloat16", name) for name in (*STEPS, *trained)),
         *(("float32", name) for name in (*STEPS, *MATRICES, *trained, *(f"train {name}" for name in MATRICES))),
+        ("float32", "train model mhc n=4"),
     ]
     for row in record["rows"]:
         assert all(time > 0 for time in row["medians_ms"].values())
@@ -76,6 +79,31 @@ def test_contenders_compute_the_same(room: Mixers, mode: str) -> None:
                 assert (ours - theirs).norm() <= tolerance * theirs.norm(), (workload.name, name, index)
             compared += 1
     assert compared == (4 if mode.startswith("matrix") else 7)
+
+
+def test_the_small_models_are_one() -> None:
+    rows, found = torch.randint(0, 256, (2, 9)), []
+    for body in (EagerStreams, functools.partial(Streams, **OPTIONS)):
+        torch.manual_seed(0)
+        model = ByteModel(body)
+        for index, (name, one) in enumerate(model.named_parameters()):
+            if name.endswith(".bias"):  # streams and coefficients that differ
+                one.data += 0.3 * torch.randn(one.shape, generator=torch.Generator().manual_seed(index))
+        loss = model(rows[:, :-1]).logsumexp(-1).mean()
+        found.append((loss, torch.autograd.grad(loss, list(model.parameters()))))
+    (wanted, theirs), (loss, ours) = found
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=0)
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert (one - other).norm() <= 1e-3 * other.norm() + 1e-6, index
+
+
+def test_the_model_workload_is_a_step_of_training() -> None:
+    workload = model_workload(20, torch.device("cpu"))
+    assert (workload.tokens, workload.target) == (20, None)
+    assert workload.contenders.keys() == {"step", "plain", "eager"}
+    losses = [workload.contenders["plain"]() for _ in range(2)]
+    assert losses[1] < losses[0]
+    assert model_workload(1024, torch.device("cpu")).target == Target("plain", 1.25, 1.1)
 
 
 def test_the_lagged_chain_reads_by_the_step_before() -> None:

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from anabranch import mixers
 from anabranch.cli import peers_mixers as peers
+from anabranch.cli.bench_mixers_model import SHIPPED, model_workload
 from anabranch.cli.bench_rows import Contenders, Target, Workload
 from anabranch.mixers import LinearGates, Mixer, Projection, SigmoidGates, SoftmaxGates, connect
 from anabranch.mixers.projection import Gates
 
-_SINKHORN = mixers.Sinkhorn(20, order="rows_first", eps=peers.EPS, transpose=True)  # as shipped
 _MIXERS: dict[str, Mixer] = {
-    "mhc": _SINKHORN,
+    "mhc": SHIPPED,
     "exact": mixers.Sinkhorn(tol=1e-6),
     "lite": mixers.PermutationMixture(),
     "cayley": mixers.Cayley(),
@@ -52,7 +52,8 @@ class MixersShape:
 
 
 class Mixers:
-    """Stream steps around a sub-layer that returns its input, `y = u`, on streams of one dtype."""
+    """Stream steps around a sub-layer that returns its input, `y = u`, on streams of one dtype, and what is about no
+    streams of this shape: mixers alone, and the training of a small model."""
 
     def __init__(self, shape: MixersShape, dtype: torch.dtype, device: torch.device) -> None:
         self.shape, self.dtype, self.device = shape, dtype, device
@@ -64,6 +65,8 @@ class Mixers:
             for kind, n in (("mhc", 4), ("mhc", 2), ("mhc", 8), *((kind, 4) for kind in _MIXERS if kind != "mhc")):
                 yield self.step(mode, kind, n, tokens)
             yield self.chain(mode, 4, tokens)
+        elif mode == "model":
+            yield model_workload(tokens, self.device)
         else:
             for kind in ("sinkhorn-20", "exact", "lite", "cayley"):
                 yield self.matrices(mode, kind, 4, tokens)
@@ -116,7 +119,7 @@ class Mixers:
     def matrices(self, mode: str, kind: str, n: int, count: int) -> Workload:
         """One mixer alone, on a batch of logits. Of Sinkhorn's arithmetic the additions and products are counted, of
         the others' none: their limit is the traffic."""
-        mixer = _SINKHORN if kind == "sinkhorn-20" else _MIXERS[kind]
+        mixer = SHIPPED if kind == "sinkhorn-20" else _MIXERS[kind]
         logits = torch.randn(count, mixer.num_logits(n), device=self.device)
         calls: dict[str, _Call] = {"step": lambda logits: mixers.mix_matrix(logits, mixer, n)}
         if kind in peers.MATRICES:

@@ -53,8 +53,8 @@ def skip_row(row: Row) -> str:
 
 def mixers_header() -> str:
     return (
-        f"{'workload':<22} {'dtype':<8} {'thr':>3} {'tokens':>6}   {'ms':>8} {'spread':>6} {'ns/token':>8}   "
-        f"{'x eager':>7} {'x compiled':>10} {'x apart':>7}   {'limit ms':>8} {'x limit':>7}   "
+        f"{'workload':<22} {'dtype':<8} {'thr':>3} {'tokens':>6}   {'ms':>8} {'spread':>6} {'ns/token':>9}   "
+        f"{'x eager':>7} {'x compiled':>10} {'x apart':>7}   {'limit ms':>8} {'x limit':>9}   "
         f"{'held to':<10} {'is':>6} {'must':>6} {'goal':>5} {'':<6}"
     )
 
@@ -72,8 +72,8 @@ def mixers_row(row: Row) -> str:
     verdict = "" if must is None or reached is None else "ok" if reached <= must else "MISSED"
     return (
         f"{row.workload:<22} {row.dtype:<8} {row.threads:>3} {row.tokens:>6}   {_number(ours):>8} "
-        f"{row.spreads[row.ours]:>6.0%} {1e6 * ours / row.tokens:>8.0f}   {ratios}   {_number(row.limit_ms):>8} "
-        f"{_number(ours / row.limit_ms):>7}   {held:<10} {_number(reached):>6} "
+        f"{row.spreads[row.ours]:>6.0%} {1e6 * ours / row.tokens:>9.0f}   {ratios}   {_number(row.limit_ms):>8} "
+        f"{_number(ours / row.limit_ms):>9}   {held:<10} {_number(reached):>6} "
         f"{_number(must):>6} {_number(goal):>5} {verdict:<6}"
     )
 

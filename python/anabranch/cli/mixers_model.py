@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,12 +68,16 @@ class Residual(nn.Module):
 
 
 class Streams(nn.Module):
-    """The same on residual streams: embeddings are repeated at the start, streams are summed at the end."""
+    """The same on residual streams: embeddings are repeated at the start, streams are summed at the end.
 
-    def __init__(self, sublayers: list[nn.Module], kind: Any) -> None:
+    Args:
+        options: of every `HyperConnection`.
+    """
+
+    def __init__(self, sublayers: list[nn.Module], **options: Any) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            HyperConnection(sublayer, WIDTH, STREAMS, kind=kind, layer_index=index)
+            HyperConnection(sublayer, WIDTH, STREAMS, layer_index=index, **options)
             for index, sublayer in enumerate(sublayers)
         )
 
@@ -107,7 +112,7 @@ class ByteModel(nn.Module):
 
 def build_model(kind: Any) -> ByteModel:
     """With plain residuals for None."""
-    return ByteModel(Residual if kind is None else lambda sublayers: Streams(sublayers, kind))
+    return ByteModel(Residual if kind is None else partial(Streams, kind=kind))
 
 
 def optimizer_of(model: nn.Module, rate: float) -> torch.optim.AdamW:

@@ -48,7 +48,7 @@ def write_report(
         parts += [
             "<h2>What the mixing matrices are</h2>",
             "<p class=note>By depth, a sub-layer each: the largest error of any row's sum / of any column's sum, and "
-            "for Cayley max |H<sup>T</sup>H − I|, of any token of the first held-out batch.</p>",
+            "for Cayley max |H<sup>T</sup>H - I|, of any token of the first held-out batch.</p>",
             html_table(_error_rows(mixed)),
             "<h2>Singular values through depth</h2>",
             "<p class=note>Of the product of all H up to each sub-layer: what residual streams keep of the first "

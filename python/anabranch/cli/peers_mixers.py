@@ -50,15 +50,20 @@ def cayley(logits: Tensor, scale: float = 0.1) -> Tensor:
     return torch.linalg.solve(eye - skew, eye + skew)
 
 
-def mhc_step(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    """transformers' hyper-connection module and decoder layer around a sub-layer that returns its input.
+def identity(u: Tensor) -> Tensor:
+    """The sub-layer that returns its input."""
+    return u
+
+
+def mhc_step(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, sublayer: Function = identity) -> Tensor:
+    """transformers' hyper-connection module and decoder layer around a sub-layer.
 
     Args:
         x: `[T, n, C]`; weight: `[n * (n + 2), n * C]`; scale, bias: `[n * (n + 2)]`, float32.
     """
     n = x.shape[1]
     logits = _logits(x, weight, scale, bias)
-    return _mixed(x, *_sigmoid_gates(logits, n), sinkhorn(logits[:, 2 * n :].unflatten(-1, (n, n))))
+    return _mixed(x, *_sigmoid_gates(logits, n), sinkhorn(logits[:, 2 * n :].unflatten(-1, (n, n))), sublayer)
 
 
 def lite_step(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -110,7 +115,7 @@ def _sigmoid_gates(logits: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(logits[:, :n]) + EPS, 2 * torch.sigmoid(logits[:, n : 2 * n])
 
 
-def _mixed(x: Tensor, pre: Tensor, post: Tensor, mixing: Tensor) -> Tensor:
+def _mixed(x: Tensor, pre: Tensor, post: Tensor, mixing: Tensor, sublayer: Function = identity) -> Tensor:
     """The coefficients meet the streams in the streams' dtype, as in transformers."""
-    y = (pre.unsqueeze(-1) * x).sum(1).to(x.dtype)
+    y = sublayer((pre.unsqueeze(-1) * x).sum(1).to(x.dtype))
     return post.to(x.dtype).unsqueeze(-1) * y.unsqueeze(-2) + mixing.to(x.dtype) @ x

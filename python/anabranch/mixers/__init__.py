@@ -27,6 +27,7 @@ from anabranch.mixers.mixer import (
 from anabranch.mixers.modules import HyperConnection, expand_streams, reduce_streams
 from anabranch.mixers.presets import Kind
 from anabranch.mixers.projection import LinearGates, Projection, SigmoidGates, SoftmaxGates
+from anabranch.mixers.sequence import HyperConnectionSequence
 
 __all__ = [
     "Cayley",
@@ -34,6 +35,7 @@ __all__ = [
     "DoublyStochasticResidual",
     "Grassmann",
     "HyperConnection",
+    "HyperConnectionSequence",
     "Identity",
     "Kind",
     "LinearGates",

@@ -23,6 +23,7 @@ from anabranch.core.arguments import call_as, check_floating, check_same_device
 from anabranch.core.library import ops
 from anabranch.mixers import stream_ops  # noqa: F401  (fakes and autograd of the ops)
 from anabranch.mixers.projection import Projection
+from anabranch.mixers.recording import record
 
 
 @dataclass(frozen=True)
@@ -95,16 +96,16 @@ class Connection:
         x, flat_y, coefficients = self._flat(op, y)
         projection.check(op, self.streams)
         tensors, options = projection.tensors(x), projection.options(x)
-        carry = None
-        if self._carry is None and not _needs_grad(x, flat_y, coefficients, *tensors):
+        carry = self._carry
+        if carry is None and not x.requires_grad and _needs_grad(flat_y, coefficients, *tensors):
+            carry = _carry_of(x)  # streams without a gradient, as a frozen embedding makes them
+        if carry is None:
             out, u, coefficients, _ = call_as(
                 op, ops.stream_post_pre, x, flat_y, coefficients, *tensors, *options, lagged
             )
-        elif self._carry is None:
-            raise AssertionError("a connection whose tensors need a gradient has a carry")
         else:
             out, u, coefficients, carry = _PostPre.apply(
-                x.detach(), self._carry, flat_y, coefficients, *tensors, options, lagged
+                x.detach(), carry, flat_y, coefficients, *tensors, options, lagged
             )
         return _shaped(out.view(self.streams.shape), u, coefficients, carry)
 
@@ -164,7 +165,9 @@ def connect(x: Tensor, projection: Projection, *, lag: Connection | None = None)
 
 def _shaped(x: Tensor, u: Tensor, coefficients: Tensor, carry: Tensor | None) -> Connection:
     batch = x.shape[:-2]
-    return Connection(x, u.view(*batch, x.shape[-1]), coefficients.view(*batch, coefficients.shape[-1]), carry)
+    step = Connection(x, u.view(*batch, x.shape[-1]), coefficients.view(*batch, coefficients.shape[-1]), carry)
+    record(step)
+    return step
 
 
 def _rows(tensor: Tensor, dims: int) -> Tensor:

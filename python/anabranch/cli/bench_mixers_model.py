@@ -35,7 +35,9 @@ class EagerStreams(nn.Module):
 
     def __init__(self, sublayers: list[nn.Module]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(HyperConnection(one, WIDTH, STREAMS, **OPTIONS) for one in sublayers)
+        self.blocks = nn.ModuleList(
+            HyperConnection(one, WIDTH, STREAMS, layer_index=index, **OPTIONS) for index, one in enumerate(sublayers)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         batch = x.shape[:2]

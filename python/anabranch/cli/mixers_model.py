@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anabranch.mixers import HyperConnection, connect, expand_streams, reduce_streams
+from anabranch.mixers import HyperConnection, HyperConnectionSequence, connect, expand_streams, reduce_streams
 
 WIDTH, LAYERS, HEADS, CONTEXT, STREAMS = 256, 4, 4, 128, 4
 
@@ -76,16 +76,13 @@ class Streams(nn.Module):
 
     def __init__(self, sublayers: list[nn.Module], **options: Any) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
+        self.sequence = HyperConnectionSequence(
             HyperConnection(sublayer, WIDTH, STREAMS, layer_index=index, **options)
             for index, sublayer in enumerate(sublayers)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        streams = expand_streams(x, STREAMS)
-        for block in self.blocks:
-            streams = block(streams)
-        return reduce_streams(streams)
+        return reduce_streams(self.sequence(expand_streams(x, STREAMS)))
 
 
 class ByteModel(nn.Module):
@@ -147,7 +144,7 @@ def mixing_matrices(model: ByteModel, text: Tensor) -> list[Tensor]:
     if not isinstance(model.body, Streams):
         return []
     x, matrices = expand_streams(model.embed(text), STREAMS), []
-    for block in model.body.blocks:
+    for block in model.body.sequence.blocks:
         assert isinstance(block, HyperConnection)
         step = connect(x, block.projection())
         matrices.append(step.mixing.flatten(0, -3))

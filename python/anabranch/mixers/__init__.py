@@ -1,5 +1,6 @@
 """Residual streams mixed by small matrices: hyper-connections with any manifold."""
 
+from anabranch.mixers.channel_gate import ChannelGatedConnection, channel_connect, channel_gate
 from anabranch.mixers.connection import Connection, connect
 from anabranch.mixers.matrices import (
     DoublyStochasticResidual,
@@ -31,6 +32,7 @@ from anabranch.mixers.sequence import HyperConnectionSequence
 
 __all__ = [
     "Cayley",
+    "ChannelGatedConnection",
     "Connection",
     "DoublyStochasticResidual",
     "Grassmann",
@@ -48,6 +50,8 @@ __all__ = [
     "TruncatedCayley",
     "Unconstrained",
     "cayley",
+    "channel_connect",
+    "channel_gate",
     "connect",
     "cyclic_permutations",
     "expand_streams",

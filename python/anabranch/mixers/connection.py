@@ -56,7 +56,7 @@ class Connection:
     def mixing(self) -> Tensor:
         """H `[..., n, n]`."""
         n = self.streams.shape[-2]
-        return self.coefficients[..., 2 * n :].unflatten(-1, (n, n))
+        return self.coefficients[..., 2 * n :].view(*self.streams.shape[:-1], n)
 
     def merge(self, y: Tensor) -> Tensor:
         """`x'_i = sum_j H_ij x_j + q_i y`.

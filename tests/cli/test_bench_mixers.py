@@ -16,6 +16,7 @@ from anabranch.cli.bench_mixers import Mixers, MixersShape
 from anabranch.cli.bench_mixers_model import OPTIONS, EagerStreams, model_workload
 from anabranch.cli.bench_rows import Row, Target
 from anabranch.cli.machine import Limits
+from anabranch.cli.main import main
 from anabranch.cli.mixers_model import ByteModel, Streams
 
 pytestmark = pytest.mark.cpu
@@ -27,7 +28,8 @@ SHAPE = MixersShape(channels=48, chain=3, compiled=False)
 
 def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     out, drawing = tmp_path / "mixers.json", tmp_path / "mixers.svg"
-    done = bench("mixers", "--quick", "--threads", 1, "--repeats", 1, "--json", out, "--svg", drawing)
+    chosen = ["--quick", "--threads", 1, "--repeats", 1, "--without", "apart"]
+    done = bench("mixers", *chosen, "--json", out, "--svg", drawing)
     assert done.returncode == 0, done.stderr
     record = json.loads(out.read_text())
     assert record["room"] == "mixers"
@@ -41,6 +43,7 @@ def test_quick_bench_records_every_row(tmp_path: Path) -> None:
         assert all(time > 0 for time in row["medians_ms"].values())
         assert row["ours"] == "step"
         assert row["target"] is None and row["reached"] is None  # what must be reached is about more tokens
+    assert {name for row in record["rows"] for name in row["medians_ms"]} == {"step", "eager", "lagged", "plain"}
     lines = done.stdout.splitlines()
     head = next(index for index, line in enumerate(lines) if "x limit" in line)
     table = lines[head + 1 : head + 1 + len(record["rows"])]
@@ -50,14 +53,11 @@ def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     assert "mhc n=4, bfloat16" in drawn
 
 
-def test_peers_can_be_left_out(tmp_path: Path) -> None:
-    out, chosen = tmp_path / "mixers.json", ["--quick", "--mode", "matrix", "--threads", 1, "--repeats", 1]
-    done = bench("mixers", *chosen, "--without", "eager", "--json", out)
-    assert done.returncode == 0, done.stderr
-    assert {name for row in json.loads(out.read_text())["rows"] for name in row["medians_ms"]} == {"step"}
-    refused = bench("mixers", *chosen, "--without", "step")
-    assert refused.returncode == 2
-    assert "--without: step is ours, must be a peer" in refused.stderr
+def test_ours_cannot_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "mixers", "--without", "eager", "step"])
+    assert ended.value.code == 2
+    assert "--without: step is ours, must be a peer" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -16,13 +16,13 @@ from test_demo import command, parse, text_file  # noqa: F401  (a fixture)
 from anabranch.cli.demo_mixers import conclusions, table_rows, variants
 from anabranch.cli.mixers_measure import BATCH, MixerResult, measure, measure_matrices, train_together
 from anabranch.cli.mixers_model import CONTEXT, LAYERS, STREAMS, VARIANTS, build_model, mixing_matrices, optimizer_of
-from anabranch.cli.mixers_report import deep_products, write_report
+from anabranch.cli.mixers_report import deep_products, error_text, write_report
 from anabranch.cli.text import load_text
 
 pytestmark = pytest.mark.cpu
 NAMES = [*VARIANTS, "plain, seed 1", "plain, seed 2"]
 SECTIONS = ("Loss against steps", "What the mixing matrices are", "Singular values through depth", "The same 60 deep")
-NUMBER, ERROR = r"[\d,]+\.\d+", r"\de[+-]\d\d"
+NUMBER, ERROR = r"[\d,]+\.\d+", r"\d(e[+-]?\d+)?"
 
 
 def test_demo_runs_to_its_last_line(tmp_path: Path, text_file: Path) -> None:  # noqa: F811
@@ -38,12 +38,13 @@ def test_demo_runs_to_its_last_line(tmp_path: Path, text_file: Path) -> None:  #
     for row in rows:
         for cell, wanted in zip(row[1:6], (r"\d\.\d\d M", NUMBER, NUMBER, NUMBER, NUMBER), strict=True):
             assert re.fullmatch(wanted, cell), row
-        plain = row[0].startswith("plain")
-        assert all(re.fullmatch("-" if plain else ERROR, cell) for cell in row[6:9]), row
+        promised = [row[0].startswith("mHC")] * 2 + [row[0] == "Cayley"]
+        for cell, has in zip(row[6:9], promised, strict=True):
+            assert re.fullmatch(ERROR if has else "-", cell), row
     assert rows[0][5] == "1.00"
-    by_name = {row[0]: [float(cell) for cell in row[6:9]] for row in rows if row[0] in list(VARIANTS)[1:]}
-    assert max(by_name["mHC-exact"][:2]) <= 3e-6 and max(by_name["mHC-lite"][:2]) <= 3e-6
-    assert by_name["Cayley"][2] <= 2e-6
+    errors = {row[0]: row[6:9] for row in rows}
+    assert all(float(cell) <= 3e-6 for name in ("mHC-exact", "mHC-lite") for cell in errors[name][:2])
+    assert float(errors["Cayley"][2]) <= 2e-6
     assert lines[-1] == f"wrote {out}"
     report = parse(out)
     seen = "".join(report.seen)
@@ -149,6 +150,13 @@ def test_errors_and_spectrum_of_known_matrices() -> None:
     assert result.orthogonality_errors == [0.5, 3.0]
     for found, factor in zip(result.spectrum, (1.0, 2.0), strict=True):
         torch.testing.assert_close(torch.tensor(found), factor * torch.linalg.svdvals(shear[0]))
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(0.0, "0"), (3.4e-7, "3e-7"), (2e-12, "2e-12"), (4.0, "4"), (50.0, "5e+1")]
+)
+def test_errors_are_shown_with_a_digit(error: float, text: str) -> None:
+    assert error_text(error) == text
 
 
 def test_doubly_stochastic_products_collapse_and_orthogonal_ones_do_not() -> None:

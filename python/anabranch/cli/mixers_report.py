@@ -48,7 +48,7 @@ def write_report(
         parts += [
             "<h2>What the mixing matrices are</h2>",
             "<p class=note>By depth, a sub-layer each: the largest error of any row's sum / of any column's sum, and "
-            "for Cayley max |H<sup>T</sup>H - I|, of any token of the first held-out batch.</p>",
+            "for Cayley max |H<sup>T</sup>H - I|, of any token of the first held-out batch. HC promises neither.</p>",
             html_table(_error_rows(mixed)),
             "<h2>Singular values through depth</h2>",
             "<p class=note>Of the product of all H up to each sub-layer: what residual streams keep of the first "
@@ -62,6 +62,11 @@ def write_report(
         _spectrum_plot(list(deep_products().items())),
     ]
     write_page(path, "anabranch demo: mixers", "One language model, and what its residual streams are mixed by", parts)
+
+
+def error_text(error: float) -> str:
+    """Like 2e-7: two digits would feign that they mean something."""
+    return f"{error:.0e}".replace("e-0", "e-").replace("e+00", "").replace("e+0", "e+")
 
 
 def deep_products() -> dict[str, list[list[float]]]:
@@ -92,10 +97,10 @@ def _error_rows(results: Sequence[MixerResult]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("residual", *(f"{layer + 1}" for layer in range(depth)))]
     for result in results:
         if VARIANTS[result.name] == "jpmhc":
-            cells = [f"{error:.0e}" for error in result.orthogonality_errors]
+            cells = [error_text(error) for error in result.orthogonality_errors]
         else:
             pairs = zip(result.row_errors, result.column_errors, strict=True)
-            cells = [f"{row:.0e} / {column:.0e}" for row, column in pairs]
+            cells = [f"{error_text(row)} / {error_text(column)}" for row, column in pairs]
         rows.append((result.name, *cells))
     return rows
 

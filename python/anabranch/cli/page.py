@@ -72,9 +72,9 @@ def frame(body: list[str], y_top: float, y_label: str, x_label: str) -> str:
 
 def legend(items: Sequence[tuple[str, str]]) -> list[str]:
     """(name, colour) at the right of the top."""
-    body = []
+    body, width = [], max(80, 34 + 6.5 * max((len(name) for name, _ in items), default=0))
     for position, (name, color) in enumerate(items):
-        x = WIDTH - 80 * (len(items) - position)
+        x = WIDTH - width * (len(items) - position)
         body.append(f'<rect x="{x}" y="6" width="12" height="12" fill="{color}"/>')
         body.append(svg_text(x + 17, 17, name, "start"))
     return body

@@ -65,8 +65,9 @@ def glm() -> Any:
 def qwen() -> Any:
     config = qwen4_exp.Qwen4ExpTextConfig(
         **(COMMON | {"eos_token_id": 96}), num_key_value_heads=2, head_dim=16, linear_key_head_dim=8,
-        linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4, shared_expert_intermediate_size=16, num_experts=4,
-        hc_lowrank=6, indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=4,
+        linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+        shared_expert_intermediate_size=16, num_experts=4, hc_lowrank=6,
+        indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=4,
         indexer_compress_ratio=2, layer_types=TWO_KINDS, ple_layer_ids=[1], ple_embed_dim=8, heads_per_ngram=2,
         ngram_vocab_size_base=20, make_ngram_vocab_size_divisible_by=4, split_ngram_parts=1,
     )  # fmt: skip

@@ -29,6 +29,7 @@ from anabranch.mixers.modules import HyperConnection, expand_streams, reduce_str
 from anabranch.mixers.presets import Kind
 from anabranch.mixers.projection import LinearGates, Projection, SigmoidGates, SoftmaxGates
 from anabranch.mixers.sequence import HyperConnectionSequence
+from anabranch.mixers.spectrum import Spectrum, spectrum
 
 __all__ = [
     "Cayley",
@@ -47,6 +48,7 @@ __all__ = [
     "SigmoidGates",
     "Sinkhorn",
     "SoftmaxGates",
+    "Spectrum",
     "TruncatedCayley",
     "Unconstrained",
     "cayley",
@@ -62,6 +64,7 @@ __all__ = [
     "projector_residual",
     "reduce_streams",
     "sinkhorn",
+    "spectrum",
     "stochastic_residual",
     "truncated_cayley",
 ]

@@ -14,10 +14,11 @@ import torch
 from test_demo import command, parse, text_file  # noqa: F401  (a fixture)
 
 from anabranch.cli.demo_mixers import conclusions, table_rows, variants
-from anabranch.cli.mixers_measure import BATCH, MixerResult, measure, measure_matrices, train_together
-from anabranch.cli.mixers_model import CONTEXT, LAYERS, STREAMS, VARIANTS, build_model, mixing_matrices, optimizer_of
+from anabranch.cli.mixers_measure import BATCH, MixerResult, keep_spectrum, measure, train_together
+from anabranch.cli.mixers_model import CONTEXT, LAYERS, STREAMS, VARIANTS, build_model, optimizer_of
 from anabranch.cli.mixers_report import deep_products, error_text, write_report
 from anabranch.cli.text import load_text
+from anabranch.mixers import spectrum
 
 pytestmark = pytest.mark.cpu
 NAMES = [*VARIANTS, "plain, seed 1", "plain, seed 2"]
@@ -118,18 +119,6 @@ def test_the_static_part_is_not_decayed() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
 
 
-def test_matrices_are_those_that_the_model_runs(text: torch.Tensor) -> None:
-    torch.manual_seed(0)
-    model = build_model("mhc_lite")
-    rows = text[None, :CONTEXT]
-    matrices = mixing_matrices(model, rows)
-    assert [one.shape for one in matrices] == [(CONTEXT, STREAMS, STREAMS)] * 2 * LAYERS
-    result = MixerResult("mHC-lite", 0)
-    measure_matrices(matrices, result)
-    assert len(result.spectrum) == 2 * LAYERS and max(result.row_errors + result.column_errors) < 3e-6
-    assert mixing_matrices(build_model(None), rows) == []
-
-
 def test_held_out_bits_are_those_of_the_whole_stretch(text: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("anabranch.cli.mixers_measure.VALIDATION_BATCHES", 2)
     torch.manual_seed(0)
@@ -142,14 +131,24 @@ def test_held_out_bits_are_those_of_the_whole_stretch(text: torch.Tensor, monkey
     assert result.spectrum == []
 
 
-def test_errors_and_spectrum_of_known_matrices() -> None:
-    shear = torch.tensor([[1.0, 0.5], [0.0, 1.0]]).expand(3, 2, 2)
-    result = MixerResult("HC", 0)
-    measure_matrices([shear, 2 * torch.eye(2).expand(3, 2, 2)], result)
+def test_worst_errors_and_median_values_are_kept() -> None:
+    shear = torch.tensor([[1.0, 0.5], [0.0, 1.0]])
+    result, tokens = MixerResult("HC", 0), torch.stack([shear, torch.eye(2), shear])
+    keep_spectrum(spectrum([tokens, 2 * torch.eye(2).expand(3, 2, 2)]), result)
     assert result.row_errors == [0.5, 1.0] and result.column_errors == [0.5, 1.0]
     assert result.orthogonality_errors == [0.5, 3.0]
     for found, factor in zip(result.spectrum, (1.0, 2.0), strict=True):
-        torch.testing.assert_close(torch.tensor(found), factor * torch.linalg.svdvals(shear[0]))
+        torch.testing.assert_close(torch.tensor(found), factor * torch.linalg.svdvals(shear))
+
+
+def test_streams_have_a_spectrum(text: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anabranch.cli.mixers_measure.VALIDATION_BATCHES", 1)
+    monkeypatch.setattr("anabranch.cli.mixers_measure.BATCH", 1)
+    torch.manual_seed(0)
+    result = MixerResult("mHC-lite", 0)
+    measure(build_model("mhc_lite"), result, text)
+    assert len(result.spectrum) == 2 * LAYERS and len(result.spectrum[0]) == STREAMS
+    assert max(result.row_errors + result.column_errors) < 3e-6
 
 
 @pytest.mark.parametrize(

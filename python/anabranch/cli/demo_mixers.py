@@ -65,14 +65,14 @@ def table_rows(results: list[MixerResult]) -> list[tuple[str, ...]]:
             "row error",
             "column error",
             "orthogonality error",
-            "smallest, largest gain",
+            "singular values",
         )
     ]
     for result in results:
         kind = VARIANTS.get(result.name)
         stochastic = (result.row_errors, result.column_errors) if kind in _STOCHASTIC else ([], [])
         errors = (*stochastic, result.orthogonality_errors if kind == "jpmhc" else [])
-        gains = result.spectrum[-1] if result.spectrum else []
+        values = result.spectrum[-1] if result.spectrum else []
         rows.append(
             (
                 result.name,
@@ -82,7 +82,7 @@ def table_rows(results: list[MixerResult]) -> list[tuple[str, ...]]:
                 f"{result.milliseconds:.1f}",
                 f"{result.times_plain(results[0]):.2f}",
                 *(error_text(max(one)) if one else "-" for one in errors),
-                f"{gains[-1]:.2g}, {gains[0]:.2g}" if gains else "-",
+                f"{values[-1]:.2g} to {values[0]:.2g}" if values else "-",
             )
         )
     return rows

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anabranch.cli.mixers_model import CONTEXT, ByteModel, mixing_matrices, optimizer_of, train_step
+from anabranch.cli.mixers_model import CONTEXT, ByteModel, Streams, optimizer_of, train_step
 from anabranch.cli.progress import progress_bar
-from anabranch.mixers import orthogonality_residual, stochastic_residual
+from anabranch.mixers import Spectrum, spectrum
 
 BATCH, LEARNING_RATE = 8, 2e-3
 VALIDATION_BATCHES, LAST_SHARE = 8, 0.1
@@ -90,17 +90,14 @@ def measure(model: ByteModel, result: MixerResult, text: Tensor) -> None:
     starts = torch.linspace(0, len(text) - CONTEXT - 2, VALIDATION_BATCHES * BATCH).long()[:, None]
     rows = text[starts + torch.arange(CONTEXT + 1)]
     nats = [F.cross_entropy(model(one[:, :-1]).flatten(0, 1), one[:, 1:].flatten()) for one in rows.split(BATCH)]
-    measure_matrices(mixing_matrices(model, rows[:BATCH, :-1]), result)
+    if isinstance(model.body, Streams):
+        keep_spectrum(spectrum(model, rows[:BATCH, :-1]), result)
     result.validation_bits = statistics.fmean(one.item() for one in nats) / math.log(2)
 
 
-def measure_matrices(matrices: Sequence[Tensor], result: MixerResult) -> None:
-    """Errors and spectrum of `[T, n, n]` matrices, those of the first depth first."""
-    product: Tensor | None = None
-    for mixing in matrices:
-        residual = stochastic_residual(mixing)
-        result.row_errors.append(residual.row_error.max().item())
-        result.column_errors.append(residual.column_error.max().item())
-        result.orthogonality_errors.append(orthogonality_residual(mixing).max().item())
-        product = mixing.double() if product is None else mixing.double() @ product
-        result.spectrum.append(torch.linalg.svdvals(product).median(0).values.tolist())
+def keep_spectrum(found: Spectrum, result: MixerResult) -> None:
+    """What the report shows of it."""
+    result.row_errors = found.row_error.amax(1).tolist()
+    result.column_errors = found.column_error.amax(1).tolist()
+    result.orthogonality_errors = found.orthogonality_error.amax(1).tolist()
+    result.spectrum = found.singular_values.median(1).values.tolist()

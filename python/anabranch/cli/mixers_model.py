@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anabranch.mixers import HyperConnection, HyperConnectionSequence, connect, expand_streams, reduce_streams
+from anabranch.mixers import HyperConnection, HyperConnectionSequence, expand_streams, reduce_streams
 
 WIDTH, LAYERS, HEADS, CONTEXT, STREAMS = 256, 4, 4, 128, 4
 
@@ -136,17 +136,3 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, rows: Tensor)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return nats.detach()
-
-
-@torch.no_grad()
-def mixing_matrices(model: ByteModel, text: Tensor) -> list[Tensor]:
-    """H `[T, n, n]` of every sub-layer, first one first, on bytes `[B, L]`; none for plain residuals."""
-    if not isinstance(model.body, Streams):
-        return []
-    x, matrices = expand_streams(model.embed(text), STREAMS), []
-    for block in model.body.sequence.blocks:
-        assert isinstance(block, HyperConnection)
-        step = connect(x, block.projection())
-        matrices.append(step.mixing.flatten(0, -3))
-        x = step.merge(block.sublayer(step.input))
-    return matrices

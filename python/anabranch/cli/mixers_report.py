@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from anabranch import mixers
-from anabranch.cli.mixers_measure import MixerResult, measure_matrices
+from anabranch.cli.mixers_measure import MixerResult
 from anabranch.cli.mixers_model import STREAMS, VARIANTS
 from anabranch.cli.page import (
     BOTTOM,
@@ -84,12 +84,8 @@ def deep_products() -> dict[str, list[list[float]]]:
         "mHC-lite": lambda: mixers.permutation_mixture(logits(math.factorial(n))),
         "Cayley": lambda: mixers.cayley(logits(n, n)),
     }
-    spectra = {}
-    for name, draw in draws.items():
-        result = MixerResult(name, 0)
-        measure_matrices([draw() for _ in range(_DEEP)], result)
-        spectra[name] = result.spectrum
-    return spectra
+    spectra = {name: mixers.spectrum([draw() for _ in range(_DEEP)]) for name, draw in draws.items()}
+    return {name: found.singular_values.median(1).values.tolist() for name, found in spectra.items()}
 
 
 def _error_rows(results: Sequence[MixerResult]) -> list[tuple[str, ...]]:
@@ -126,7 +122,9 @@ def _spectrum_plot(spectra: Sequence[tuple[str, Sequence[Sequence[float]]]]) -> 
         body.append(svg_text(LEFT - 6, y + 4, f"1e{power}" if power else "1", "end"))
     for layer in range(0, depth, max(1, depth // 8)):
         body.append(svg_text(place(layer, 1.0)[0], bottom + 16, str(layer + 1)))
-    body.append(f'<text transform="translate(12 {(TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">gain</text>')
+    body.append(
+        f'<text transform="translate(12 {(TOP + bottom) / 2}) rotate(-90)" text-anchor="middle">singular value</text>'
+    )
     body.append(svg_text((LEFT + right) / 2, HEIGHT - 4, "sub-layers"))
     for name, spectrum in spectra:
         for index in range(STREAMS):

@@ -6,8 +6,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-_WIDTH, _HEIGHT = 760, 330
-_PANEL, _LEFT, _TOP, _BOTTOM = 290, 56, 56, 46
+_WIDTH, _HEIGHT = 760, 352
+_PANEL, _LEFT, _TOP, _BOTTOM = 290, 56, 78, 46
 _INK, _FAINT = "#22282e", "#e1e5e9"
 _COLORS = ("#2f6db3", "#d9822b", "#2e8b57", "#b5403a", "#7a4fb5", "#1b3f66", "#8a6d3b", "#5b6770")
 _FLOOR = 1e-17  # below float64's rounding of numbers near 1
@@ -56,10 +56,10 @@ def _panel(x: float, name: str, curves: Mapping[str, Sequence[float]]) -> list[s
         drawn = " ".join(f"{across:.1f},{down:.1f}" for across, down in points)
         parts.append(f'<polyline points="{drawn}" fill="none" stroke="{color}" stroke-width="2"/>')
         parts += [f'<circle cx="{across:.1f}" cy="{down:.1f}" r="2" fill="{color}"/>' for across, down in points]
-        at = x + index * _PANEL / max(len(logs), 4)
+        at, row = x + index % 3 * _PANEL / 3, _TOP - 44 + index // 3 * 13
         parts += [
-            f'<rect x="{at:.1f}" y="{_TOP - 20}" width="10" height="10" fill="{color}"/>',
-            _text(at + 14, _TOP - 11, label, "start", size=11),
+            f'<rect x="{at:.1f}" y="{row}" width="10" height="10" fill="{color}"/>',
+            _text(at + 14, row + 9, label, "start", size=11),
         ]
     return parts
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from anabranch.cli.mixers_measure import BATCH, MixerResult, measure, train_together
+from anabranch.cli.mixers_measure import BATCH, MixerResult, batches_within, measure, train_together
 from anabranch.cli.mixers_model import CONTEXT, STREAMS, VARIANTS, build_model
 from anabranch.cli.mixers_report import error_text, write_report
 from anabranch.cli.progress import table
@@ -33,8 +33,9 @@ def run(minutes: float, text: Path | None, out: Path, seed: int) -> int:
             models.append(build_model(kind))
             results.append(MixerResult(name, own, sum(one.numel() for one in models[-1].parameters())))
         train_together(models, results, train, TRAINING_SHARE * 60 * minutes, seed)
+        batches = batches_within(start + 60 * minutes - time.monotonic(), results)
         for model, result in zip(models, results, strict=True):
-            measure(model.eval(), result, validation)
+            measure(model.eval(), result, validation, batches)
     except KeyboardInterrupt:
         print("\ninterrupted: the report holds what there is", flush=True)
         status = 130

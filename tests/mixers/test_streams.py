@@ -37,7 +37,8 @@ def run(function: Callable[..., Tensor], x: Tensor, given: Sequence[Projection],
     return [out.detach(), *torch.autograd.grad(out, [x, *tensors(given)], upstream)]
 
 
-PROBLEMS = [(kind, n, False) for kind in sorted(KINDS) for n in range(2, 9)] + [(kind, 4, True) for kind in KINDS]
+PROBLEMS = [(kind, 4, lagged) for kind in KINDS for lagged in (False, True)]
+PROBLEMS += [(kind, n, n == 3) for kind in ("mhc", "lite", "jpmhc", "hc") for n in (2, 3, 5, 6, 7, 8)]
 
 
 @pytest.mark.parametrize(("kind", "n", "lagged"), PROBLEMS)

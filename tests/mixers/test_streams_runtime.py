@@ -12,7 +12,7 @@ from stream_references import KINDS, by_fused_steps, by_steps, mapped, projectio
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from anabranch.mixers import Cayley, LinearGates, Projection, Sinkhorn, SoftmaxGates, connect
+from anabranch.mixers import Cayley, LinearGates, Projection, SigmoidGates, Sinkhorn, SoftmaxGates, connect
 
 ops = torch.ops.anabranch
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -88,17 +88,17 @@ def test_same_bits_for_every_thread_count(cpu_isa: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("kind", ["mhc", "exact", "jpmhc", "hc"])
 def test_a_token_is_the_same_in_any_company(cpu_isa: str, kind: str) -> None:
-    x, given = problem(kind, 4, 40, 37, torch.float32)
+    x, given = problem(kind, 4, 40, 21, torch.float32)
     with torch.no_grad():
         for function in (by_steps, by_fused_steps):
             wanted = function(x, given, [layer] * 2)
-            for pieces in (1, 5, 16):
+            for pieces in (1, 5):
                 parts = [function(part, given, [layer] * 2) for part in x.split(pieces)]
                 assert torch.equal(torch.cat(parts), wanted)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("kind", "value"), [("mhc", float("nan")), ("mhc", float("inf")), ("exact", float("nan")),
+                                             ("jpmhc", float("inf")), ("hc", float("nan"))])  # fmt: skip
 def test_one_bad_token_spoils_no_other(cpu_isa: str, kind: str, value: float) -> None:
     x, given = problem(kind, 4, 12, 35, torch.float32)
     spoiled = x.detach().clone()
@@ -148,7 +148,8 @@ def test_autocast_changes_the_sub_layer_alone(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("function", "lagged"), [(by_steps, False), (by_steps, True), (by_fused_steps, False)])
 def test_compiles_whole_with_other_sizes(function: Callable[..., Tensor], lagged: bool) -> None:
     def step(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        return function(x, [Projection(weight, scale, bias, Sinkhorn(5))] * 2, [layer] * 2, lagged=lagged)
+        one = Projection(weight, scale, bias, Sinkhorn(5), SigmoidGates())
+        return function(x, [one] * 2, [layer] * 2, lagged=lagged)
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)

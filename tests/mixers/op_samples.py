@@ -99,3 +99,9 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
             _, _, *saved = ops.stream_post_pre(*detached, *plain, *options, lagged)
             given = (du, dcoefficients, dnext, dx)
             yield ops.stream_post_pre_backward, (*given, *detached, *saved, *plain, *options, lagged)
+
+    for shape in ((3, 4, 5), (2, 1, 3)):
+        x, logits = values(*shape), values(*shape)
+        yield ops.gated_mean, (x, logits)
+        yield ops.gated_mean_backward, (upstream(shape[0], shape[2]), x.detach(), logits.detach(), 0b11)
+    yield ops.gated_mean_backward, (upstream(shape[0], shape[2]), x.detach(), logits.detach(), 0b01)

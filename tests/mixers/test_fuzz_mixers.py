@@ -116,7 +116,7 @@ def other_value(data: st.DataObject, value: Any) -> Any:
 def test_any_argument_of_any_op(name: str, data: st.DataObject) -> None:
     torch.manual_seed(0)
     arguments = sample(data, name)
-    for changed in data.draw(st.lists(st.sampled_from(sorted(arguments)), min_size=1, max_size=2)):
+    for changed in data.draw(st.lists(st.sampled_from(sorted(arguments)), min_size=1, max_size=2, unique=True)):
         arguments[changed] = other_value(data, arguments[changed])
     tensors = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
     before = [tensor.clone() for tensor in tensors]

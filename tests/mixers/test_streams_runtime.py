@@ -1,8 +1,7 @@
-"""Stream steps as programs meet them: ops called directly, threads, batches, autocast, torch.compile, bad input."""
+"""Stream steps as programs meet them: ops called directly, threads, batches, autocast, torch.compile."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +9,8 @@ import pytest
 import torch
 from stream_references import KINDS, by_fused_steps, by_steps, mapped, projection, tensors
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from anabranch.mixers import Cayley, LinearGates, Projection, SigmoidGates, Sinkhorn, SoftmaxGates, connect
+from anabranch.mixers import Projection, SigmoidGates, Sinkhorn, connect
 
 ops = torch.ops.anabranch
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -64,13 +62,24 @@ def test_the_ops_have_the_same_gradients(kind: str, lagged: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_fused_is_unfused(cpu_isa: str, dtype: torch.dtype) -> None:
-    for lagged in (False, True):
-        x, given = problem("mhc", 4, 96, 33, dtype)
-        apart, fused = (results_of(function, x, given, lagged=lagged) for function in (by_steps, by_fused_steps))
-        slack = 8 * torch.finfo(dtype).eps
-        for a, b in zip(apart, fused, strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=slack * a.abs().max().item())
+@pytest.mark.parametrize(("kind", "tokens"), [("mhc", 33), ("jpmhc", 5)])
+def test_fused_is_unfused(cpu_isa: str, kind: str, tokens: int, dtype: torch.dtype) -> None:
+    """To the bit, but for the first step's gradients: the sums of several upstream gradients are rounded once less."""
+    x, (first, second) = problem(kind, 4, 96, tokens, dtype)
+    y, results = torch.randn(tokens, 96).to(dtype).requires_grad_(), []
+    for fused in (False, True):
+        step = connect(x, first)
+        following = step.merge_and_connect(y, second) if fused else connect(step.merge(y), second)
+        shown = (following.streams, following.input, following.coefficients)
+        loss = sum((one.float() * torch.arange(one.numel()).view(one.shape).cos()).sum() for one in shown)
+        gradients = torch.autograd.grad(loss, [*tensors([second]), x, y, *tensors([first])])
+        results.append([*shown, *gradients])
+    for i, (apart, together) in enumerate(zip(*results, strict=True)):
+        if i < 6:
+            assert torch.equal(apart, together)
+        else:
+            slack = 16 * torch.finfo(dtype).eps * apart.abs().max().item()
+            torch.testing.assert_close(apart, together, rtol=0, atol=slack)
 
 
 @pytest.mark.cpu
@@ -180,62 +189,3 @@ def test_differentiable_once() -> None:
         (first,) = torch.autograd.grad(function(x, given, [layer] * 2).square().sum(), x, create_graph=True)
         with pytest.raises((NotImplementedError, RuntimeError), match=r"differentiable once|does not require grad"):
             first.sum().backward()
-
-
-@pytest.mark.cpu
-@torch.no_grad()
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_fake_tensors_on_a_gpu(dtype: torch.dtype) -> None:
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
-    with FakeTensorMode(), torch.device("cuda"):
-        x, y = torch.randn(2, 3, 4, 8, dtype=dtype), torch.randn(2, 3, 8, dtype=dtype)
-        one = Projection(torch.randn(24, 32), torch.randn(24), torch.randn(24), Sinkhorn())
-        step = connect(x, one)
-        assert (step.input.shape, step.input.dtype) == ((2, 3, 8), dtype)
-        assert (step.coefficients.shape, step.coefficients.dtype) == ((2, 3, 24), sums)
-        merged = step.merge(y)
-        assert (merged.shape, merged.dtype, merged.device.type) == (x.shape, dtype, "cuda")
-        following = step.merge_and_connect(y, dataclasses.replace(one, weight=None), lagged=True)
-        assert (following.streams.shape, following.coefficients.device.type) == (x.shape, "cuda")
-
-
-X = torch.randn(3, 4, 5)
-GOOD = Projection(torch.randn(24, 20), torch.randn(24), torch.randn(24), Sinkhorn())
-
-
-def changed(**fields: Any) -> Projection:
-    return dataclasses.replace(GOOD, **fields)
-
-
-@pytest.mark.cpu
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: connect(X.int(), GOOD), "connect: x is int32, must be float32"),
-        (lambda: connect(X[0, 0], GOOD), r"connect: x has shape \(5,\), must be \(\.\.\., streams, channels\)"),
-        (lambda: connect(X[..., :0], GOOD), r"connect: x has shape \(3, 4, 0\)"),
-        (lambda: connect(X[:, :1], GOOD), "connect: there are 1 streams, must be 2 to 8"),
-        (lambda: connect(X.repeat(1, 3, 1), GOOD), "connect: there are 12 streams"),
-        (lambda: connect(X[:, :3], GOOD), r"connect: scale has shape \(24,\), must be \(15,\) for 3 streams"),
-        (lambda: connect(X[..., :4], GOOD), r"connect: weight has shape \(24, 20\), must be \(24, 16\)"),
-        (lambda: connect(X, changed(bias=torch.randn(23))), r"connect: bias has shape \(23,\), must be \(24,\)"),
-        (lambda: connect(X, changed(scale=torch.ones(24).int())), "connect: scale is int32"),
-        (lambda: connect(X.to("meta"), GOOD), "connect: weight is on cpu, must be on meta like x"),
-        (lambda: connect(X, changed(bias=GOOD.bias.to("meta"))), "connect: bias is on meta, must be on cpu like x"),
-        (lambda: connect(X, changed(norm_eps=-1.0)), "connect: norm_eps is -1"),
-        (lambda: connect(X, changed(gates=SoftmaxGates())), r"connect: scale has shape \(24,\), must be \(48,\)"),
-        (lambda: connect(X, changed(mixer=Cayley(), per_stream=True, gates=SoftmaxGates(), scale=torch.ones(48),
-                                    bias=torch.ones(48))), "connect: per_stream is True, must be False"),
-        (lambda: connect(X, changed(gates=LinearGates(), per_stream=True)), "connect: weight has shape"),
-        (lambda: connect(X, GOOD, lag=connect(X[:2], GOOD)), r"connect: lag has streams of shape \(2, 4, 5\)"),
-        (lambda: connect(X, GOOD).merge(X), r"merge: y has shape \(3, 4, 5\), must be \(3, 5\) like the input"),
-        (lambda: connect(X, GOOD).merge(X[:, 0].int()), "merge: y is int32"),
-        (lambda: connect(X, GOOD).merge(X[:, 0].to("meta")), "merge: y is on meta, must be on cpu like streams"),
-        (lambda: connect(X, GOOD).merge_and_connect(X, GOOD), r"merge_and_connect: y has shape \(3, 4, 5\)"),
-        (lambda: connect(X, GOOD).merge_and_connect(X[:, 0], changed(scale=X)), "merge_and_connect: scale has shape"),
-        (lambda: SoftmaxGates(0.0), "SoftmaxGates: temperature is 0.0, must be positive"),
-    ],
-)  # fmt: skip
-def test_bad_input(call: Callable[[], Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}"):
-        call()

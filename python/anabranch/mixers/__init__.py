@@ -1,6 +1,7 @@
 """Residual streams mixed by small matrices: hyper-connections with any manifold."""
 
 from anabranch.mixers.connection import Connection, connect
+from anabranch.mixers.gated_mean import gated_mean
 from anabranch.mixers.matrices import (
     DoublyStochasticResidual,
     cayley,
@@ -44,6 +45,7 @@ __all__ = [
     "cayley",
     "connect",
     "cyclic_permutations",
+    "gated_mean",
     "grassmann",
     "mix_matrix",
     "orthogonality_residual",

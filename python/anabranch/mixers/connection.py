@@ -95,16 +95,16 @@ class Connection:
         x, flat_y, coefficients = self._flat(op, y)
         projection.check(op, self.streams)
         tensors, options = projection.tensors(x), projection.options(x)
-        carry = None
-        if self._carry is None and not _needs_grad(x, flat_y, coefficients, *tensors):
+        carry = self._carry
+        if carry is None and not x.requires_grad and _needs_grad(flat_y, coefficients, *tensors):
+            carry = _carry_of(x)  # streams without a gradient, as a frozen embedding makes them
+        if carry is None:
             out, u, coefficients, _ = call_as(
                 op, ops.stream_post_pre, x, flat_y, coefficients, *tensors, *options, lagged
             )
-        elif self._carry is None:
-            raise AssertionError("a connection whose tensors need a gradient has a carry")
         else:
             out, u, coefficients, carry = _PostPre.apply(
-                x.detach(), self._carry, flat_y, coefficients, *tensors, options, lagged
+                x.detach(), carry, flat_y, coefficients, *tensors, options, lagged
             )
         return _shaped(out.view(self.streams.shape), u, coefficients, carry)
 

@@ -181,6 +181,12 @@ def gradients_of_sum(model: HyperConnectionSequence, streams: Tensor) -> tuple[T
     return torch.autograd.grad(model(streams).square().sum(), [streams, *model.parameters()])
 
 
+def test_meta_tensors() -> None:
+    model, streams = stack(reversible=True).to("meta"), torch.randn(3, N, C, device="meta", requires_grad=True)
+    model(streams).sum().backward()
+    assert streams.grad is not None and streams.grad.is_meta
+
+
 def test_without_gradients_and_one_block() -> None:
     model, streams = stack(depth=1, reversible=True), torch.randn(3, N, C)
     with torch.no_grad():

@@ -91,6 +91,9 @@ class _Surroundings:
             torch.set_rng_state(self._random)
             if self._device_random is not None:
                 torch.cuda.set_rng_state(self._device_random, self._device)
+            if self._device.type == "meta":  # which torch knows no autocast for
+                yield
+                return
             with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
                 yield
 

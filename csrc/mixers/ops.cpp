@@ -1,5 +1,5 @@
 // The mixers room in torch: schemas and CPU kernels.
-#include "anabranch/mixers/streams_cpu.hpp"
+#include "anabranch/mixers/streams_backward_cpu.hpp"
 #include "mixers/gradients.hpp"
 
 namespace anabranch {

@@ -78,8 +78,8 @@ ANABRANCH_MATRIX_FUNCTION void softmax(const Logits& logits, int first, int stri
 }
 
 template <class V, int n, class Logits>
-ANABRANCH_MATRIX_FUNCTION void coefficients(const CoefficientMap& map, const Logits& logits, V (&p)[n], V (&q)[n],
-                                            V (&h)[n][n]) {
+ANABRANCH_MATRIX_FUNCTION void gate_coefficients(const CoefficientMap& map, const Logits& logits, V (&p)[n],
+                                                 V (&q)[n]) {
   const Gates& gates = map.gates;
   if (gates.kind == GateKind::softmax) {
     for (int j = 0; j < n; ++j) p[j] = q[j] = V(0);
@@ -100,6 +100,12 @@ ANABRANCH_MATRIX_FUNCTION void coefficients(const CoefficientMap& map, const Log
       }
     }
   }
+}
+
+template <class V, int n, class Logits>
+ANABRANCH_MATRIX_FUNCTION void coefficients(const CoefficientMap& map, const Logits& logits, V (&p)[n], V (&q)[n],
+                                            V (&h)[n][n]) {
+  gate_coefficients<V, n>(map, logits, p, q);
   project<V, n>(map.mixer, MixerLogits<Logits>{map, logits}, h);
 }
 
@@ -113,11 +119,10 @@ ANABRANCH_MATRIX_FUNCTION void softmax_backward(const Logits& logits, int first,
   for (int k = 0; k < n; ++k) dlogits[first + k * stride] = V(1 / temperature) * share[k] * (d[k] - mean);
 }
 
-/// dlogits [num_logits()] for the gradients of p, q and H; h is the forward's. dh and h may be overwritten.
+/// The part of dlogits that belongs to p and q, for their gradients.
 template <class V, int n, class Logits, class Out>
-ANABRANCH_MATRIX_FUNCTION void coefficients_backward(const CoefficientMap& map, const Logits& logits, const V (&dp)[n],
-                                                     const V (&dq)[n], V (&h)[n][n], V (&dh)[n][n],
-                                                     const History<V>& history, const Out& dlogits) {
+ANABRANCH_MATRIX_FUNCTION void gate_coefficients_backward(const CoefficientMap& map, const Logits& logits,
+                                                          const V (&dp)[n], const V (&dq)[n], const Out& dlogits) {
   const Gates& gates = map.gates;
   if (gates.kind == GateKind::softmax) {
     V mean[n];
@@ -126,19 +131,27 @@ ANABRANCH_MATRIX_FUNCTION void coefficients_backward(const CoefficientMap& map, 
       softmax_backward<V, n>(logits, k * n, 1, gates.temperature, mean, dlogits);
       softmax_backward<V, n>(logits, n * n + k, n, gates.temperature, dq, dlogits);
     }
-  } else {
-    ANABRANCH_UNROLL
-    for (int j = 0; j < n; ++j) {
-      V pre = dp[j], post = dq[j];
-      if (gates.kind == GateKind::sigmoid) {
-        const V s = sigmoid_of(V(logits[map.pre_index(j)])), t = sigmoid_of(V(logits[map.post_index(j)]));
-        pre = pre * s * (V(1) - s);
-        post = V(gates.post_scale) * post * t * (V(1) - t);
-      }
-      dlogits[map.pre_index(j)] = pre;
-      dlogits[map.post_index(j)] = post;
-    }
+    return;
   }
+  ANABRANCH_UNROLL
+  for (int j = 0; j < n; ++j) {
+    V pre = dp[j], post = dq[j];
+    if (gates.kind == GateKind::sigmoid) {
+      const V s = sigmoid_of(V(logits[map.pre_index(j)])), t = sigmoid_of(V(logits[map.post_index(j)]));
+      pre = pre * s * (V(1) - s);
+      post = V(gates.post_scale) * post * t * (V(1) - t);
+    }
+    dlogits[map.pre_index(j)] = pre;
+    dlogits[map.post_index(j)] = post;
+  }
+}
+
+/// dlogits [num_logits()] for the gradients of p, q and H; h is the forward's. dh and h may be overwritten.
+template <class V, int n, class Logits, class Out>
+ANABRANCH_MATRIX_FUNCTION void coefficients_backward(const CoefficientMap& map, const Logits& logits, const V (&dp)[n],
+                                                     const V (&dq)[n], V (&h)[n][n], V (&dh)[n][n],
+                                                     const History<V>& history, const Out& dlogits) {
+  gate_coefficients_backward<V, n>(map, logits, dp, dq, dlogits);
   project_backward<V, n>(map.mixer, MixerLogits<Logits>{map, logits}, h, dh, history, MixerLogits<Out>{map, dlogits});
 }
 

@@ -15,7 +15,7 @@
 #define ANABRANCH_UNROLL _Pragma("unroll")
 #define ANABRANCH_MATRIX_FUNCTION __host__ __device__
 #else
-#define ANABRANCH_UNROLL _Pragma("GCC unroll 8")
+#define ANABRANCH_UNROLL
 #define ANABRANCH_MATRIX_FUNCTION
 #endif
 

@@ -5,8 +5,8 @@
 // with eps > 0 and both transposes of Mixer it is what DeepSeek ships.
 //
 // M is never rewritten: it stays r_i M_ij c_j, so that half an iteration is one product of the matrix and a vector, and
-// the iterates that the gradient needs are the vectors r and c. Where the logits span more than e^40 the vectors could
-// leave float's range; there they are kept as logarithms instead, which costs n^2 exponentials per half iteration.
+// the iterates that the gradient needs are the vectors r and c. Where the logits span so much that these could leave
+// float's range they are kept as logarithms instead, which costs n^2 exponentials per half iteration.
 //
 // FLOPs: 4 n^2 per iteration, 12 n^2 with the gradient. Kept for the gradient: 2 n numbers per iteration, on chip on
 // the CPU and in global memory on the GPU.
@@ -25,7 +25,8 @@ struct History {
   ANABRANCH_MATRIX_FUNCTION V& operator()(int64_t i) const { return data[i * stride]; }
 };
 
-inline constexpr double kLinearRange = 40;
+/// Spans of logits, and sizes of r and c, up to which float loses nothing: e^80 and 1e30 of 3e38.
+inline constexpr double kLinearRange = 80, kLargestVector = 1e30;
 
 template <class V, int n>
 struct Sinkhorn {
@@ -63,8 +64,8 @@ struct Sinkhorn {
     return V(0) > V(1);
   }
 
-  /// The iterations on vectors: h = r M c.
-  ANABRANCH_MATRIX_FUNCTION void linear(const Matrix& m, Matrix& h) const {
+  /// The iterations on vectors: h = r M c. Returns where the vectors were too large to trust.
+  ANABRANCH_MATRIX_FUNCTION auto linear(const Matrix& m, Matrix& h) const {
     const V eps(mixer.eps);
     V r[n], c[n];
     ANABRANCH_UNROLL
@@ -96,6 +97,10 @@ struct Sinkhorn {
       ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) h[i][j] = r[i] * m[i][j] * c[j];
     }
+    V largest = r[0];
+    ANABRANCH_UNROLL
+    for (int i = 0; i < n; ++i) largest = max_of(largest, max_of(r[i], c[i]));
+    return largest > V(kLargestVector);
   }
 
   /// The iterations on logarithms: h = exp(logits + u + v).
@@ -136,8 +141,8 @@ struct Sinkhorn {
 
   ANABRANCH_MATRIX_FUNCTION void forward(const Matrix& logits, Matrix& h) const {
     Matrix m;
-    const auto wide = start(logits, m);
-    linear(m, h);
+    const auto spread = start(logits, m);
+    const auto wide = linear(m, h) | spread;
     if (any(wide)) {
       logarithmic(logits, m);
       for (int i = 0; i < n; ++i) {
@@ -147,8 +152,7 @@ struct Sinkhorn {
   }
 
   /// The gradient of `linear`: rho and gamma are those of log r and log c, and every term of M's own is r_i t_j.
-  ANABRANCH_MATRIX_FUNCTION void linear_backward(const Matrix& logits, const Matrix& m, const Matrix& dh,
-                                                 Matrix& dlogits) const {
+  ANABRANCH_MATRIX_FUNCTION void linear_backward(const Matrix& m, const Matrix& dh, Matrix& dlogits) const {
     const V eps(mixer.eps);
     V rho[n], gamma[n], terms[n][n];
     const int last = mixer.iterations - 1;
@@ -249,9 +253,9 @@ struct Sinkhorn {
   /// The gradient of `forward`, unrolled: history is filled again.
   ANABRANCH_MATRIX_FUNCTION void backward(const Matrix& logits, const Matrix& dh, Matrix& dlogits) const {
     Matrix m, h;
-    const auto wide = start(logits, m);
-    linear(m, h);
-    linear_backward(logits, m, dh, dlogits);
+    const auto spread = start(logits, m);
+    const auto wide = linear(m, h) | spread;
+    linear_backward(m, dh, dlogits);
     if (any(wide)) {
       Matrix other;
       logarithmic(logits, h);

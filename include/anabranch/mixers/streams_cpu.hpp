@@ -1,48 +1,135 @@
-// The stream step on the CPU.
+// The stream step on the CPU, forward: tiles of tokens that stay in the second-level cache from the product over the
+// coefficients to the sub-layer's input, or from the merged streams to the next step's input.
+//
+// A tile is 28 tokens, two blocks of packed_gemm's rows. Workers take whole tiles, so results do not depend on how many
+// there are. Floor: see streams.hpp.
 #pragma once
 
-#include "anabranch/mixers/streams.hpp"
+#include "anabranch/core/parallel.hpp"
+#include "anabranch/mixers/matrix_kernels.hpp"
+#include "anabranch/mixers/stream_products_cpu.hpp"
 
 namespace anabranch {
+
+namespace detail {
+
+inline constexpr int64_t kTileTokens = 28;
+/// From here on streams do not stay in cache until somebody reads them again.
+inline constexpr int64_t kStreamingBytes = int64_t{4} << 20;
+
+/// The projection without its streams' type: matrix kernels see sums alone.
+template <class T>
+StreamProjection<accumulate_t<T>> projection_of_sums(const StreamProjection<T>& p) {
+  return {p.weight, p.scale, p.bias, p.segments, p.eps, p.centered, p.squash, p.map};
+}
+
+/// One worker's memory for the first half of a step.
+template <class T>
+class PreWorkspace {
+ public:
+  using Sum = accumulate_t<T>;
+  PreWorkspace(const StreamProducts<T>* products, const StreamProjection<T>& projection)
+      : matrix_(matrix_scratch<Sum>(projection.map.mixer, projection.num_logits())),
+        product_(products ? products->workspace_bytes() : 0) {}
+  Sum* matrix() const { return matrix_.data(); }
+  std::byte* product() const { return product_.data(); }
+
+ private:
+  Temporary<Sum> matrix_;
+  Temporary<std::byte> product_;
+};
+
+/// stream_pre of some tokens.
+template <class T>
+void pre_tile(const StreamShape& tile, const StreamProjection<T>& projection, const StreamProducts<T>* products,
+              const T* x, const accumulate_t<T>* lag, T* u, accumulate_t<T>* coefficients, accumulate_t<T>* statistics,
+              const PreWorkspace<T>& workspace) {
+  using Sum = accumulate_t<T>;
+  if (products) products->statistics(tile.tokens, x, statistics, workspace.product());
+  matrix_kernels<Sum>().coefficients(projection_of_sums(projection), tile.tokens, statistics, coefficients,
+                                     workspace.matrix());
+  stream_kernels<T>().pre(tile, x, lag ? lag : coefficients, u);
+}
+
+/// Calls f(first token, tile, worker) for all tiles.
+template <class F>
+void for_each_tile(const StreamShape& shape, int num_workers, const F& f) {
+  const int64_t tiles = (shape.tokens + kTileTokens - 1) / kTileTokens;
+  parallel_tiles(tiles, num_workers, [&](int64_t index, int worker) {
+    const int64_t first = index * kTileTokens;
+    f(first, StreamShape{std::min(kTileTokens, shape.tokens - first), shape.streams, shape.channels}, worker);
+  });
+}
+
+inline int stream_workers(const StreamShape& shape) {
+  return workers_for(shape.tokens * shape.width(), kTileTokens * 1024);
+}
+
+/// `count` of something that is not copied.
+template <class W, class... Args>
+std::vector<std::unique_ptr<W>> make_workspaces(int count, const Args&... args) {
+  std::vector<std::unique_ptr<W>> all;
+  for (int i = 0; i < count; ++i) all.push_back(std::make_unique<W>(args...));
+  return all;
+}
+
+template <class T>
+std::unique_ptr<StreamProducts<T>> make_products(const StreamShape& shape, const StreamProjection<T>& projection) {
+  if (!projection.weight || shape.tokens == 0) return nullptr;
+  return std::make_unique<StreamProducts<T>>(shape, projection, kTileTokens);
+}
+
+}  // namespace detail
 
 /// project() of `count` matrices: logits [count, num_logits] -> matrices [count, n, n].
 template <class Sum>
 void mix_matrix_cpu(const Mixer& mixer, int64_t count, const Sum* logits, Sum* matrices) {
-  detail::dispatch_streams(mixer.num_streams, [&]<int n>() {
-    for (int64_t b = 0; b < count; ++b) {
-      Sum h[n][n];
-      detail::project<Sum, n>(mixer, logits + b * mixer.num_logits(), h);
-      for (int k = 0; k < n * n; ++k) matrices[b * n * n + k] = h[k / n][k % n];
-    }
+  const int64_t size = mixer.num_streams * mixer.num_streams, num_logits = mixer.num_logits();
+  parallel_for((count + 255) / 256, 4, [&](int64_t begin, int64_t end) {
+    const Temporary<Sum> scratch(matrix_scratch<Sum>(mixer, num_logits));
+    const int64_t first = 256 * begin, last = std::min(256 * end, count);
+    matrix_kernels<Sum>().mix(mixer, last - first, logits + first * num_logits, matrices + first * size,
+                              scratch.data());
   });
 }
 
 template <class Sum>
 void mix_matrix_backward_cpu(const Mixer& mixer, int64_t count, const Sum* dmatrices, const Sum* logits,
                              const Sum* matrices, Sum* dlogits) {
-  std::vector<Sum> history(mixer.history_size());
-  detail::dispatch_streams(mixer.num_streams, [&]<int n>() {
-    for (int64_t b = 0; b < count; ++b) {
-      Sum h[n][n], dh[n][n];
-      for (int k = 0; k < n * n; ++k) {
-        h[k / n][k % n] = matrices[b * n * n + k];
-        dh[k / n][k % n] = dmatrices[b * n * n + k];
-      }
-      detail::project_backward<Sum, n>(mixer, logits + b * mixer.num_logits(), h, dh,
-                                       detail::History<Sum>{history.data(), 1}, dlogits + b * mixer.num_logits());
-    }
+  const int64_t size = mixer.num_streams * mixer.num_streams, num_logits = mixer.num_logits();
+  parallel_for((count + 255) / 256, 4, [&](int64_t begin, int64_t end) {
+    const Temporary<Sum> scratch(matrix_scratch<Sum>(mixer, num_logits));
+    const int64_t first = 256 * begin, last = std::min(256 * end, count);
+    matrix_kernels<Sum>().mix_backward(mixer, last - first, dmatrices + first * size, logits + first * num_logits,
+                                       matrices + first * size, dlogits + first * num_logits, scratch.data());
   });
 }
 
+/// stream_pre_reference, up to rounding.
 template <class T>
 void stream_pre_cpu(const StreamShape& shape, const StreamProjection<T>& projection, const T* x,
                     const accumulate_t<T>* lag, T* u, accumulate_t<T>* coefficients, accumulate_t<T>* statistics) {
-  stream_pre_reference(shape, projection, x, lag, u, coefficients, statistics);
+  const int workers = detail::stream_workers(shape);
+  const auto products = detail::make_products(shape, projection);
+  const auto workspaces = detail::make_workspaces<detail::PreWorkspace<T>>(workers, products.get(), projection);
+  const int64_t size = projection.map.num_coefficients(), kept = projection.num_statistics();
+  detail::for_each_tile(shape, workers, [&](int64_t first, const StreamShape& tile, int worker) {
+    detail::pre_tile(tile, projection, products.get(), x + first * shape.width(), lag ? lag + first * size : nullptr,
+                     u + first * shape.channels, coefficients + first * size, statistics + first * kept,
+                     *workspaces[worker]);
+  });
 }
 
+/// stream_post_reference, up to rounding.
 template <class T>
 void stream_post_cpu(const StreamShape& shape, const T* x, const T* y, const accumulate_t<T>* coefficients, T* out) {
-  stream_post_reference(shape, x, y, coefficients, out);
+  const int64_t size = shape.streams * (shape.streams + 2), width = shape.width();
+  const bool streaming = shape.tokens * width * static_cast<int64_t>(sizeof(T)) >= detail::kStreamingBytes;
+  const auto kernels = stream_kernels<T>();
+  detail::for_each_tile(shape, detail::stream_workers(shape), [&](int64_t first, const StreamShape& tile, int) {
+    kernels.post(tile, x + first * width, y + first * shape.channels, coefficients + first * size, out + first * width,
+                 streaming);
+  });
 }
 
 /// stream_post of one step and stream_pre of the next. `lagged`: u reads by the coefficients of the first.
@@ -50,44 +137,18 @@ template <class T>
 void stream_post_pre_cpu(const StreamShape& shape, const T* x, const T* y, const accumulate_t<T>* coefficients,
                          const StreamProjection<T>& projection, bool lagged, T* out, T* u,
                          accumulate_t<T>* next_coefficients, accumulate_t<T>* next_statistics) {
-  stream_post_reference(shape, x, y, coefficients, out);
-  stream_pre_reference(shape, projection, out, lagged ? coefficients : nullptr, u, next_coefficients, next_statistics);
-}
-
-template <class T>
-void stream_pre_backward_cpu(const StreamShape& shape, const StreamProjection<T>& projection,
-                             const StreamPreUpstream<T>& upstream, const T* x, const accumulate_t<T>* lag,
-                             const accumulate_t<T>* coefficients, const accumulate_t<T>* statistics,
-                             const StreamPreGradients<T>& gradients) {
-  stream_pre_backward_reference(shape, projection, upstream, x, lag, coefficients, statistics, gradients);
-}
-
-template <class T>
-void stream_post_backward_cpu(const StreamShape& shape, const T* dout, const T* x, const T* y,
-                              const accumulate_t<T>* coefficients, const StreamPostGradients<T>& gradients) {
-  stream_post_backward_reference(shape, dout, x, y, coefficients, gradients);
-}
-
-/// The gradient of stream_post_pre_cpu. The streams between are computed again from x and y. pre.x is the gradient of
-/// those; it is needed. post.x is not written: the step before takes pre.x as its `dnext`. Where `lagged`, pre.lag is
-/// not used: its part is in post.dcoefficients.
-template <class T>
-void stream_post_pre_backward_cpu(const StreamShape& shape, const T* x, const T* y, const accumulate_t<T>* coefficients,
-                                  const StreamProjection<T>& projection, bool lagged,
-                                  const StreamPreUpstream<T>& upstream, const accumulate_t<T>* next_coefficients,
-                                  const accumulate_t<T>* next_statistics, const StreamPreGradients<T>& pre,
-                                  const StreamPostGradients<T>& post) {
-  using Sum = accumulate_t<T>;
-  const int64_t streams = shape.streams, size = streams * (streams + 2);
-  std::vector<T> between(shape.tokens * shape.width());
-  std::vector<Sum> lag(lagged ? shape.tokens * size : 0);
-  stream_post_reference(shape, x, y, coefficients, between.data());
-  StreamPreGradients<T> gradients = pre;
-  gradients.lag = lagged ? lag.data() : nullptr;
-  stream_pre_backward_reference(shape, projection, upstream, between.data(), lagged ? coefficients : nullptr,
-                                next_coefficients, next_statistics, gradients);
-  stream_post_backward_reference(shape, pre.x, x, y, coefficients, post);
-  for (size_t i = 0; post.dcoefficients && i < lag.size(); ++i) post.dcoefficients[i] += lag[i];
+  const int workers = detail::stream_workers(shape);
+  const auto products = detail::make_products(shape, projection);
+  const auto workspaces = detail::make_workspaces<detail::PreWorkspace<T>>(workers, products.get(), projection);
+  const auto kernels = stream_kernels<T>();
+  const int64_t size = projection.map.num_coefficients(), kept = projection.num_statistics(), width = shape.width();
+  detail::for_each_tile(shape, workers, [&](int64_t first, const StreamShape& tile, int worker) {
+    const accumulate_t<T>* own = coefficients + first * size;
+    kernels.post(tile, x + first * width, y + first * shape.channels, own, out + first * width, false);
+    detail::pre_tile(tile, projection, products.get(), out + first * width, lagged ? own : nullptr,
+                     u + first * shape.channels, next_coefficients + first * size, next_statistics + first * kept,
+                     *workspaces[worker]);
+  });
 }
 
 }  // namespace anabranch

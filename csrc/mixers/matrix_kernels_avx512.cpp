@@ -1,0 +1,5 @@
+#include "anabranch/mixers/matrix_kernels_cpu.hpp"
+
+namespace anabranch {
+ANABRANCH_MATRIX_KERNELS(CpuIsa::avx512, )
+}  // namespace anabranch

@@ -1,0 +1,179 @@
+// A vector register of floats or doubles as one number (number.hpp): the matrices of as many tokens side by side.
+//
+// Written in the compiler's vector types, so one source serves every instruction set; the type names it, so that no
+// instantiation for AVX-512 can be the one the linker keeps for an older machine. Reads and writes transpose: memory
+// has one matrix after another, lane l of every number belongs to matrix l.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "anabranch/core/cpu_features.hpp"
+#include "anabranch/mixers/number.hpp"
+
+namespace anabranch::detail {
+
+constexpr int vector_bytes(CpuIsa isa) { return isa >= CpuIsa::avx512 ? 64 : isa == CpuIsa::avx2 ? 32 : 16; }
+
+template <CpuIsa isa, class S>
+struct Lanes {
+  static constexpr int bytes = vector_bytes(isa);
+  using Vector [[gnu::vector_size(bytes)]] = S;
+  using Integer = std::conditional_t<sizeof(S) == 4, int32_t, int64_t>;
+  using Mask [[gnu::vector_size(bytes)]] = Integer;
+  static constexpr int width = bytes / sizeof(S);
+
+  Vector v;
+
+  Lanes() = default;
+  [[gnu::always_inline]] Lanes(Vector given) : v(given) {}
+  [[gnu::always_inline]] Lanes(double value) : v(static_cast<S>(value) - Vector{}) {}
+  [[gnu::always_inline]] Lanes(float value) : v(static_cast<S>(value) - Vector{}) {}
+  [[gnu::always_inline]] Lanes(int value) : v(static_cast<S>(value) - Vector{}) {}
+  [[gnu::always_inline]] Lanes(bool value) : v(static_cast<S>(value) - Vector{}) {}
+
+  [[gnu::always_inline]] friend Lanes operator+(Lanes a, Lanes b) { return a.v + b.v; }
+  [[gnu::always_inline]] friend Lanes operator-(Lanes a, Lanes b) { return a.v - b.v; }
+  [[gnu::always_inline]] friend Lanes operator*(Lanes a, Lanes b) { return a.v * b.v; }
+  [[gnu::always_inline]] friend Lanes operator/(Lanes a, Lanes b) { return a.v / b.v; }
+
+  struct Test {
+    Mask mask;
+    [[gnu::always_inline]] friend Test operator|(Test a, Test b) { return {a.mask | b.mask}; }
+  };
+  [[gnu::always_inline]] friend Test operator<(Lanes a, Lanes b) { return {a.v < b.v}; }
+  [[gnu::always_inline]] friend Test operator>(Lanes a, Lanes b) { return {a.v > b.v}; }
+  [[gnu::always_inline]] friend Test operator<=(Lanes a, Lanes b) { return {a.v <= b.v}; }
+
+  [[gnu::always_inline]] friend Lanes select(Test test, Lanes yes, Lanes no) { return test.mask ? yes.v : no.v; }
+  [[gnu::always_inline]] friend bool any(Test test) {
+    Integer found = 0;
+    for (int l = 0; l < width; ++l) found |= test.mask[l];
+    return found != 0;
+  }
+  [[gnu::always_inline]] friend Lanes sqrt_of(Lanes a) {
+    for (int l = 0; l < width; ++l) a.v[l] = std::sqrt(a.v[l]);
+    return a;
+  }
+  [[gnu::always_inline]] friend Lanes log_of(Lanes a) {  // on rare paths alone
+    for (int l = 0; l < width; ++l) a.v[l] = std::log(a.v[l]);
+    return a;
+  }
+
+  /// e^a within 2 units in the last place, 0 far below; above the range its largest value. Cody-Waite reduction to
+  /// |r| <= ln(2) / 2 and Taylor's polynomial, of degree 7 for float and 13 for double.
+  [[gnu::always_inline]] friend Lanes exp_of(Lanes a) {
+    constexpr bool is_float = sizeof(S) == 4;
+    constexpr S lowest = is_float ? S(-87) : S(-708), highest = is_float ? S(88) : S(709);
+    constexpr S shifter = is_float ? S(12582912) : S(6755399441055744);  // 1.5 * 2^23, 2^52: adding it rounds
+    constexpr S ln2_high = is_float ? S(0.693359375) : S(6.93147180369123816490e-01);
+    constexpr S ln2_low = is_float ? S(-2.12194440e-4) : S(1.90821492927058770002e-10);
+    const Vector low = lowest - Vector{}, high = highest - Vector{};
+    Vector x = a.v < low ? low : a.v;
+    x = x > high ? high : x;
+    const Vector n = (x * S(1.44269504088896341) + shifter) - shifter;
+    const Vector r = (x - n * ln2_high) - n * ln2_low;
+    constexpr int degree = is_float ? 7 : 13;
+    constexpr auto inverse_factorial = [](int k) {
+      double f = 1;
+      for (int i = 2; i <= k; ++i) f *= i;
+      return static_cast<S>(1 / f);
+    };
+    Vector polynomial = inverse_factorial(degree) - Vector{};
+    [&]<int... k>(std::integer_sequence<int, k...>) __attribute__((always_inline)) {
+      ((polynomial = polynomial * r + inverse_factorial(degree - 1 - k)), ...);
+    }(std::make_integer_sequence<int, degree>{});
+    constexpr int mantissa = is_float ? 23 : 52, bias = is_float ? 127 : 1023;
+    const Mask exponent = (__builtin_convertvector(n, Mask) + bias) << mantissa;
+    Vector power;
+    std::memcpy(&power, &exponent, sizeof(power));
+    const Vector result = polynomial * power, zero{};
+    return a.v < low ? zero : result;
+  }
+};
+
+template <CpuIsa isa>
+struct WideNumber<Lanes<isa, float>> {
+  using type = Lanes<isa, double>;
+  static constexpr int parts = 2;
+  static type get(const Lanes<isa, float>& value, int part) {
+    type out;
+    for (int l = 0; l < type::width; ++l) out.v[l] = value.v[type::width * part + l];
+    return out;
+  }
+  static void set(Lanes<isa, float>& value, int part, const type& from) {
+    for (int l = 0; l < type::width; ++l) value.v[type::width * part + l] = static_cast<float>(from.v[l]);
+  }
+};
+template <CpuIsa isa>
+struct WideNumber<Lanes<isa, double>> {
+  using type = Lanes<isa, double>;
+  static constexpr int parts = 1;
+  static type get(const type& value, int) { return value; }
+  static void set(type& value, int, const type& from) { value = from; }
+};
+
+/// One stage of a transposition: what lies `distance` apart between two vectors changes places.
+template <int distance, class V, int... e>
+[[gnu::always_inline]] inline void exchange(V& a, V& b, std::integer_sequence<int, e...>) {
+  constexpr int width = sizeof...(e);
+  const auto low = __builtin_shufflevector(a.v, b.v, (e & distance ? width + e - distance : e)...);
+  const auto high = __builtin_shufflevector(a.v, b.v, (e & distance ? width + e : e + distance)...);
+  a.v = low, b.v = high;
+}
+
+template <int distance, class V>
+[[gnu::always_inline]] inline void transpose_lanes(V (&rows)[V::width]) {
+  if constexpr (distance < V::width) {
+    ANABRANCH_UNROLL
+    for (int i = 0; i < V::width; ++i) {
+      if (!(i & distance)) {
+        exchange<distance>(rows[i], rows[i + distance], std::make_integer_sequence<int, V::width>{});
+      }
+    }
+    transpose_lanes<2 * distance>(rows);
+  }
+}
+
+/// to[k] lane l = from[l * stride + k] for l < count; other lanes repeat the last row. 0 < count <= width.
+template <class V, class S>
+void load_transposed(const S* from, int64_t stride, int64_t columns, int64_t count, V* to) {
+  constexpr int width = V::width;
+  if (columns >= width && count == width) {
+    for (int64_t k = 0; k < columns; k += width) {
+      const int64_t first = k + width <= columns ? k : columns - width;
+      V rows[width];
+      for (int l = 0; l < width; ++l) std::memcpy(&rows[l].v, from + l * stride + first, sizeof(rows[l].v));
+      transpose_lanes<1>(rows);
+      for (int i = 0; i < width; ++i) to[first + i] = rows[i];
+    }
+    return;
+  }
+  for (int l = 0; l < width; ++l) {
+    const S* row = from + (l < count ? l : count - 1) * stride;
+    for (int64_t k = 0; k < columns; ++k) reinterpret_cast<S*>(to + k)[l] = row[k];
+  }
+}
+
+/// to[l * stride + k] = from[k] lane l for l < count. Overwrites `from` nowhere.
+template <class V, class S>
+void store_transposed(const V* from, int64_t stride, int64_t columns, int64_t count, S* to) {
+  constexpr int width = V::width;
+  if (columns >= width && count == width) {
+    for (int64_t k = 0; k < columns; k += width) {
+      const int64_t first = k + width <= columns ? k : columns - width;
+      V rows[width];
+      for (int i = 0; i < width; ++i) rows[i] = from[first + i];
+      transpose_lanes<1>(rows);
+      for (int l = 0; l < width; ++l) std::memcpy(to + l * stride + first, &rows[l].v, sizeof(rows[l].v));
+    }
+    return;
+  }
+  for (int64_t l = 0; l < count; ++l) {
+    for (int64_t k = 0; k < columns; ++k) to[l * stride + k] = reinterpret_cast<const S*>(from + k)[l];
+  }
+}
+
+}  // namespace anabranch::detail

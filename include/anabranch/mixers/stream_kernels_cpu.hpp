@@ -1,0 +1,278 @@
+// The stream kernels; each stream_kernels_<isa>.cpp compiles them once.
+//
+// All loops run over the channels of one token at a time, a vector after another, so memory is read in order; only
+// pre_backward goes through a block of channels of several tokens, for which a block of the weight is in L1. Everything
+// is a template on the instruction set.
+#pragma once
+
+#include "anabranch/mixers/row_lanes_cpu.hpp"
+#include "anabranch/mixers/stream_kernels.hpp"
+
+namespace anabranch::detail {
+
+template <CpuIsa isa, class T>
+struct StreamLoops {
+  using Row = RowLanes<isa, T>;
+  using Sum = typename Row::Sum;
+  using Sums = RowLanes<isa, Sum>;
+  using Vector = typename Row::Vector;
+  static constexpr int width = Row::width;
+
+  /// Calls f(c, count) for the vectors of [0, channels): count is `width`, as a constant, but for the last.
+  template <class F>
+  [[gnu::always_inline]] static void for_each_vector(int64_t channels, const F& f) {
+    int64_t c = 0;
+    for (; c + width <= channels; c += width) f(c, std::integral_constant<int64_t, width>{});
+    if (c < channels) f(c, channels - c);
+  }
+
+  static void widen(int64_t count, const T* from, Sum* to) {
+    for_each_vector(count, [&](int64_t c, auto left) __attribute__((always_inline)) {
+      Sums::store(to + c, Row::load(from + c, left), left);
+    });
+  }
+
+  static void moments(int64_t rows, int64_t row_width, const T* x, double eps, bool centered, Sum* to, int64_t stride) {
+    for (int64_t row = 0; row < rows; ++row, x += row_width, to += stride) {
+      Sum mean = 0;
+      if (centered) {
+        Vector sum{};
+        for_each_vector(row_width,
+                        [&](int64_t c, auto left) __attribute__((always_inline)) { sum += Row::load(x + c, left); });
+        mean = Row::reduce(sum) / static_cast<Sum>(row_width);
+      }
+      Vector squares[4] = {};  // independent sums, so that additions do not wait for each other
+      int64_t c = 0;
+      for (; c + 4 * width <= row_width; c += 4 * width) {
+        for (int k = 0; k < 4; ++k) {
+          const Vector value = Row::load(x + c + k * width) - mean;
+          squares[k] += value * value;
+        }
+      }
+      for (; c < row_width; c += width) {
+        Vector value = Row::load(x + c, row_width - c) - mean;
+        for (int64_t l = row_width - c; l < width; ++l) value[l] = 0;
+        squares[0] += value * value;
+      }
+      const Sum square = Row::reduce((squares[0] + squares[1]) + (squares[2] + squares[3]));
+      to[0] = 1 / std::sqrt(square / static_cast<Sum>(row_width) + static_cast<Sum>(eps));
+      to[1] = mean;
+    }
+  }
+
+  template <int n>
+  static void pre_of(const StreamShape& shape, const T* x, const Sum* coefficients, T* u) {
+    const int64_t channels = shape.channels;
+    for (int64_t t = 0; t < shape.tokens; ++t, x += n * channels, u += channels, coefficients += n * (n + 2)) {
+      for_each_vector(channels, [&](int64_t c, auto left) __attribute__((always_inline)) {
+        Vector sum = coefficients[0] * Row::load(x + c, left);
+        for (int j = 1; j < n; ++j) sum += coefficients[j] * Row::load(x + j * channels + c, left);
+        Row::store(u + c, sum, left);
+      });
+    }
+  }
+
+  template <int n, bool streaming>
+  static void post_of(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out) {
+    const int64_t channels = shape.channels, step = n * channels;
+    for (int64_t t = 0; t < shape.tokens; ++t, x += step, out += step, y += channels, coefficients += n * (n + 2)) {
+      const Sum *q = coefficients + n, *h = q + n;
+      for_each_vector(channels, [&](int64_t c, auto left) __attribute__((always_inline)) {
+        Vector from[n];
+        for (int j = 0; j < n; ++j) from[j] = Row::load(x + j * channels + c, left);
+        const Vector written = Row::load(y + c, left);
+        for (int i = 0; i < n; ++i) {
+          Vector sum = q[i] * written;
+          for (int j = 0; j < n; ++j) sum += h[i * n + j] * from[j];
+          if constexpr (streaming) {
+            Row::store_streaming(out + i * channels + c, sum);
+          } else {
+            Row::store(out + i * channels + c, sum, left);
+          }
+        }
+      });
+    }
+  }
+
+  /// Rows `first` .. first + rows of the coefficients' gradient of one token.
+  template <int n, int rows>
+  [[gnu::always_inline]] static void coefficient_dots(int first, int64_t channels, const T* dout, const T* x,
+                                                      const T* y, Sum* dq, Sum* dh) {
+    Vector sums[rows][n + 1] = {};
+    for_each_vector(channels, [&](int64_t c, auto left) __attribute__((always_inline)) {
+      Vector d[rows];
+      for (int i = 0; i < rows; ++i) d[i] = Row::load(dout + (first + i) * channels + c, left);
+      for (int j = 0; j <= n; ++j) {
+        const Vector with = Row::load((j < n ? x + j * channels : y) + c, left);
+        for (int i = 0; i < rows; ++i) sums[i][j] += d[i] * with;
+      }
+    });
+    for (int i = 0; i < rows; ++i) {
+      for (int j = 0; j < n; ++j) dh[(first + i) * n + j] = Row::reduce(sums[i][j]);
+      dq[first + i] = Row::reduce(sums[i][n]);
+    }
+  }
+
+  template <int n>
+  static void post_backward_of(const StreamShape& shape, const T* dout, const T* x, const T* y, const Sum* coefficients,
+                               const StreamPostGradients<T>& gradients) {
+    constexpr int rows = n <= 4 ? n : n == 5 ? 3 : 2;  // what registers hold of rows * (n + 1) sums
+    const int64_t channels = shape.channels, step = n * channels;
+    for (int64_t t = 0; t < shape.tokens; ++t, dout += step, x += step, y += channels, coefficients += n * (n + 2)) {
+      const Sum *q = coefficients + n, *h = q + n;
+      if (gradients.dcoefficients) {
+        Sum *const to = gradients.dcoefficients + t * n * (n + 2), *const dq = to + n, *const dh = dq + n;
+        for (int j = 0; j < n; ++j) to[j] = 0;
+        int first = 0;
+        for (; first + rows <= n; first += rows) coefficient_dots<n, rows>(first, channels, dout, x, y, dq, dh);
+        for (; first < n; ++first) coefficient_dots<n, 1>(first, channels, dout, x, y, dq, dh);
+      }
+      if (!gradients.x && !gradients.y) continue;
+      T* const dy = gradients.y ? gradients.y + t * channels : nullptr;
+      T* const dx = gradients.x ? gradients.x + t * step : nullptr;
+      for_each_vector(channels, [&](int64_t c, auto left) __attribute__((always_inline)) {
+        Vector d[n];
+        for (int i = 0; i < n; ++i) d[i] = Row::load(dout + i * channels + c, left);
+        if (dy) {
+          Vector sum = q[0] * d[0];
+          for (int i = 1; i < n; ++i) sum += q[i] * d[i];
+          Row::store(dy + c, sum, left);
+        }
+        for (int j = 0; dx && j < n; ++j) {
+          Vector sum = h[j] * d[0];
+          for (int i = 1; i < n; ++i) sum += h[i * n + j] * d[i];
+          Row::store(dx + j * channels + c, sum, left);
+        }
+      });
+    }
+  }
+
+  template <int n>
+  static void read_dots_of(const StreamShape& shape, const T* du, const T* x, Sum* dp) {
+    const int64_t channels = shape.channels;
+    for (int64_t t = 0; t < shape.tokens; ++t, du += channels, x += n * channels, dp += n * (n + 2)) {
+      Vector sums[n] = {};
+      for_each_vector(channels, [&](int64_t c, auto left) __attribute__((always_inline)) {
+        const Vector d = Row::load(du + c, left);
+        for (int j = 0; j < n; ++j) sums[j] += d * Row::load(x + j * channels + c, left);
+      });
+      for (int j = 0; j < n; ++j) dp[j] = Row::reduce(sums[j]);
+    }
+  }
+
+  /// sums [tokens, kChannelBlock] += dproducts * weight of one stream, kLogitBlock logits at a time.
+  static void add_products(int64_t tokens, int64_t logits, const Sum* dproducts, int64_t stride, const Sum* weight,
+                           Sum* sums) {
+    for (int64_t k = 0; k < logits; k += kLogitBlock) {
+      for (int64_t c = 0; c < kChannelBlock; c += 2 * width) {
+        Vector w[kLogitBlock][2];
+        for (int b = 0; b < kLogitBlock; ++b) {
+          for (int v = 0; v < 2; ++v) w[b][v] = Sums::load(weight + (k + b) * kChannelBlock + c + v * width);
+        }
+        for (int64_t t = 0; t < tokens; ++t) {
+          const Sum* g = dproducts + t * stride + k;
+          Sum* to = sums + t * kChannelBlock + c;
+          Vector low = Sums::load(to), high = Sums::load(to + width);
+          for (int b = 0; b < kLogitBlock; ++b) low += g[b] * w[b][0], high += g[b] * w[b][1];
+          Sums::store(to, low);
+          Sums::store(to + width, high);
+        }
+      }
+    }
+  }
+
+  /// dweight [logits, kChannelBlock] += dproducts^T * x [tokens, kChannelBlock].
+  static void add_weight_gradient(int64_t tokens, int64_t logits, const Sum* dproducts, int64_t stride, const Sum* x,
+                                  Sum* dweight) {
+    for (int64_t k = 0; k < logits; k += kLogitBlock) {
+      for (int64_t c = 0; c < kChannelBlock; c += 2 * width) {
+        Vector w[kLogitBlock][2];
+        for (int b = 0; b < kLogitBlock; ++b) {
+          for (int v = 0; v < 2; ++v) w[b][v] = Sums::load(dweight + (k + b) * kChannelBlock + c + v * width);
+        }
+        for (int64_t t = 0; t < tokens; ++t) {
+          const Sum *g = dproducts + t * stride + k, *from = x + t * kChannelBlock + c;
+          const Vector low = Sums::load(from), high = Sums::load(from + width);
+          for (int b = 0; b < kLogitBlock; ++b) w[b][0] += g[b] * low, w[b][1] += g[b] * high;
+        }
+        for (int b = 0; b < kLogitBlock; ++b) {
+          for (int v = 0; v < 2; ++v) Sums::store(dweight + (k + b) * kChannelBlock + c + v * width, w[b][v]);
+        }
+      }
+    }
+  }
+
+  template <int n>
+  static void pre_backward_of(const PreBackwardBlock<T>& block) {
+    const int64_t channels = block.shape.channels, tokens = block.shape.tokens;
+    const int64_t segments = block.per_segment ? n : 1, stride = segments * block.logits;
+    Sum *const x = block.scratch, *const dx = x + kTokenBlock * kChannelBlock;
+    for (int j = 0; j < n; ++j) {
+      const int64_t segment = block.per_segment ? j : 0;
+      const Sum* const dproducts = block.dproducts + segment * block.logits;
+      for (int64_t t = 0; t < tokens; ++t) {
+        const Sum *reads = block.reads + t * n * (n + 2), *h = block.coefficients + t * n * (n + 2) + 2 * n;
+        const int64_t at = (t * n + j) * channels + block.begin;
+        const Sum slope = block.logits ? block.slopes[t * segments + segment] : 0;
+        const Sum mean = block.logits ? block.means[t * segments + segment] : 0;
+        for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
+          const Vector value = Row::load(block.x + at + c, left);
+          Vector sum = slope * (mean - value);
+          if (block.dx_given) sum += Row::load(block.dx_given + at + c, left);
+          if (block.du) sum += reads[j] * Row::load(block.du + t * channels + block.begin + c, left);
+          if (block.dnext) {
+            const T* from = block.dnext + t * n * channels + block.begin + c;
+            for (int i = 0; i < n; ++i) sum += h[i * n + j] * Row::load(from + i * channels, left);
+          }
+          Sums::store(x + t * kChannelBlock + c, value);
+          Sums::store(dx + t * kChannelBlock + c, sum);
+        });
+      }
+      if (block.logits) {
+        const int64_t piece = j * block.logits * kChannelBlock;
+        if (block.dx) add_products(tokens, block.logits, dproducts, stride, block.weight + piece, dx);
+        if (block.dweight) add_weight_gradient(tokens, block.logits, dproducts, stride, x, block.dweight + piece);
+      }
+      for (int64_t t = 0; block.dx && t < tokens; ++t) {
+        T* const to = block.dx + (t * n + j) * channels + block.begin;
+        for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
+          Row::store(to + c, Sums::load(dx + t * kChannelBlock + c), left);
+        });
+      }
+    }
+  }
+
+  static void pre(const StreamShape& shape, const T* x, const Sum* coefficients, T* u) {
+    dispatch_streams(shape.streams, [&]<int n>() { pre_of<n>(shape, x, coefficients, u); });
+  }
+  static void post(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming) {
+    const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0 && shape.channels % (64 / sizeof(T)) == 0;
+    dispatch_streams(shape.streams, [&]<int n>() {
+      streaming&& aligned ? post_of<n, true>(shape, x, y, coefficients, out)
+                          : post_of<n, false>(shape, x, y, coefficients, out);
+    });
+  }
+  static void post_backward(const StreamShape& shape, const T* dout, const T* x, const T* y, const Sum* coefficients,
+                            const StreamPostGradients<T>& gradients) {
+    dispatch_streams(shape.streams, [&]<int n>() { post_backward_of<n>(shape, dout, x, y, coefficients, gradients); });
+  }
+  static void read_dots(const StreamShape& shape, const T* du, const T* x, Sum* dp) {
+    dispatch_streams(shape.streams, [&]<int n>() { read_dots_of<n>(shape, du, x, dp); });
+  }
+  static void pre_backward(const PreBackwardBlock<T>& block) {
+    dispatch_streams(block.shape.streams, [&]<int n>() { pre_backward_of<n>(block); });
+  }
+};
+
+}  // namespace anabranch::detail
+
+namespace anabranch {
+
+template <CpuIsa isa, class T>
+StreamKernels<T> stream_kernels_for() {
+  using Loops = detail::StreamLoops<isa, T>;
+  return {Loops::widen,         Loops::moments,   Loops::pre,         Loops::post,
+          Loops::post_backward, Loops::read_dots, Loops::pre_backward};
+}
+
+}  // namespace anabranch

@@ -7,8 +7,8 @@ One step is `u = sum_j p_j x_j`, `y = sub-layer(u)`, `x'_i = sum_j H_ij x_j + q_
 
 Between two steps `merge_and_connect` does both sides in one pass over the streams.
 
-Gradients. The streams get all of theirs in the backward of `connect`, which is handed the gradient of the merged streams
-as it is and applies H itself: each step keeps its streams once and writes their gradient once.
+Gradients. The streams get all of theirs in the backward of `connect`, which is handed the gradient of the merged
+streams as it is and applies H itself: each step keeps its streams once and writes their gradient once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from anabranch.core.arguments import call_as, check_floating, check_same_device
 from anabranch.core.library import ops
 from anabranch.mixers import stream_ops  # noqa: F401  (fakes and autograd of the ops)
 from anabranch.mixers.projection import Projection
+from anabranch.mixers.recording import record
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Connection:
     def mixing(self) -> Tensor:
         """H `[..., n, n]`."""
         n = self.streams.shape[-2]
-        return self.coefficients[..., 2 * n :].unflatten(-1, (n, n))
+        return self.coefficients[..., 2 * n :].view(*self.streams.shape[:-1], n)
 
     def merge(self, y: Tensor) -> Tensor:
         """`x'_i = sum_j H_ij x_j + q_i y`.
@@ -164,7 +165,9 @@ def connect(x: Tensor, projection: Projection, *, lag: Connection | None = None)
 
 def _shaped(x: Tensor, u: Tensor, coefficients: Tensor, carry: Tensor | None) -> Connection:
     batch = x.shape[:-2]
-    return Connection(x, u.view(*batch, x.shape[-1]), coefficients.view(*batch, coefficients.shape[-1]), carry)
+    step = Connection(x, u.view(*batch, x.shape[-1]), coefficients.view(*batch, coefficients.shape[-1]), carry)
+    record(step)
+    return step
 
 
 def _rows(tensor: Tensor, dims: int) -> Tensor:

@@ -74,16 +74,21 @@ ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double to
   // Matrices side by side stop one by one: what a matrix becomes must not depend on its neighbours.
   V finished(0);
   const V ones(1);
+  ANABRANCH_ROLLED
   for (int iteration = 0; iteration < kNewtonSteps; ++iteration) {
     // P at the trial point, and the slope there along the step that led to it.
     V q[n][n], error[n], worst(0), new_slope(0);
     ANABRANCH_UNROLL
     for (int j = 0; j < n; ++j) error[j] = V(-1);
+    ANABRANCH_ROLLED
     for (int i = 0; i < n; ++i) {
       V top = logits[i][0] + trial[0], sum = V(0);
+      ANABRANCH_ROLLED
       for (int j = 1; j < n; ++j) top = max_of(top, logits[i][j] + trial[j]);
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) q[i][j] = exp_of(logits[i][j] + trial[j] - top), sum = sum + q[i][j];
       const V inverse = V(1) / sum;
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) q[i][j] = q[i][j] * inverse, error[j] = error[j] + q[i][j];
     }
     ANABRANCH_UNROLL
@@ -97,7 +102,9 @@ ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double to
     const auto good = select(finished > V(0), V(1), rise) <= V(0);
     ANABRANCH_UNROLL
     for (int j = 0; j < n; ++j) v[j] = select(good, trial[j], v[j]);
+    ANABRANCH_ROLLED
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) p[i][j] = select(good, q[i][j], p[i][j]);
     }
     finished = select(good, select(worst > V(tolerance), V(0), V(1)), finished);

@@ -158,6 +158,35 @@ def test_parameters_changed_before_the_backward_are_an_error() -> None:
         out.sum().backward()
 
 
+def test_second_derivatives_are_an_error() -> None:
+    model, streams = stack(reversible=True), torch.randn(3, N, C, requires_grad=True)
+    (once,) = torch.autograd.grad(model(streams).square().sum(), streams, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        once.sum().backward()
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_no_tokens_and_strides(reversible: bool) -> None:
+    model = stack(reversible=reversible)
+    empty = torch.randn(0, N, C, requires_grad=True)
+    assert model(empty).shape == (0, N, C)
+    assert not any(gradient.any() for gradient in gradients_of_sum(model, empty))
+    wide = torch.randn(5, C, N, requires_grad=True)
+    strided, dense = wide.mT, wide.detach().mT.contiguous().requires_grad_()
+    assert torch.equal(model(strided), model(dense))
+    torch.testing.assert_close(gradients_of_sum(model, strided)[0], gradients_of_sum(model, dense)[0])
+
+
+def gradients_of_sum(model: HyperConnectionSequence, streams: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(model(streams).square().sum(), [streams, *model.parameters()])
+
+
+def test_meta_tensors() -> None:
+    model, streams = stack(reversible=True).to("meta"), torch.randn(3, N, C, device="meta", requires_grad=True)
+    model(streams).sum().backward()
+    assert streams.grad is not None and streams.grad.is_meta
+
+
 def test_without_gradients_and_one_block() -> None:
     model, streams = stack(depth=1, reversible=True), torch.randn(3, N, C)
     with torch.no_grad():

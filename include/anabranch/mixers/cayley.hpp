@@ -67,18 +67,24 @@ ANABRANCH_MATRIX_FUNCTION void add_diagonal(const V& x, V (&a)[n][n]) {
 template <class V, int n>
 ANABRANCH_MATRIX_FUNCTION void cayley_by_elimination(const V (&b)[n][n], V (&y)[n][n]) {
   V left[n][n];
+  ANABRANCH_ROLLED
   for (int i = 0; i < n; ++i) {
+    ANABRANCH_ROLLED
     for (int j = 0; j < n; ++j) {
       left[i][j] = V(i == j) - b[i][j];
       y[i][j] = V(i == j) + b[i][j];
     }
   }
+  ANABRANCH_ROLLED
   for (int k = 0; k < n; ++k) {
     const V inverse = V(1) / left[k][k];
+    ANABRANCH_ROLLED
     for (int j = 0; j < n; ++j) left[k][j] = left[k][j] * inverse, y[k][j] = y[k][j] * inverse;
+    ANABRANCH_ROLLED
     for (int i = 0; i < n; ++i) {
       if (i == k) continue;
       const V factor = left[i][k];
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) {
         left[i][j] = left[i][j] - factor * left[k][j];
         y[i][j] = y[i][j] - factor * y[k][j];
@@ -171,13 +177,18 @@ template <class V, int n>
 ANABRANCH_MATRIX_FUNCTION void truncated_cayley(const V (&b)[n][n], int iterations, const History<V>& history,
                                                 V (&y)[n][n]) {
   V next[n][n];
+  ANABRANCH_ROLLED
   for (int i = 0; i < n; ++i) {
+    ANABRANCH_ROLLED
     for (int j = 0; j < n; ++j) y[i][j] = V(i == j) + V(2) * b[i][j];
   }
+  ANABRANCH_ROLLED
   for (int step = 0; step < iterations; ++step) {
     add_diagonal<V, n>(V(1), y);
     multiply<V, n>(b, y, next);
+    ANABRANCH_ROLLED
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) {
         if (history.data) history(n * (n * step + i) + j) = y[i][j];
         y[i][j] = V(i == j) + next[i][j];
@@ -193,21 +204,31 @@ ANABRANCH_MATRIX_FUNCTION void truncated_cayley_backward(const V (&logits)[n][n]
   V b[n][n], y[n][n], db[n][n], down[n][n];
   skew<V, n>(logits, mixer.scale, b);
   truncated_cayley<V, n>(b, mixer.iterations, history, y);
+  ANABRANCH_ROLLED
   for (int i = 0; i < n; ++i) {
+    ANABRANCH_ROLLED
     for (int j = 0; j < n; ++j) db[i][j] = V(0), down[i][j] = dy[i][j];
   }
+  ANABRANCH_ROLLED
   for (int step = mixer.iterations - 1; step >= 0; --step) {
+    ANABRANCH_ROLLED
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) {
+        ANABRANCH_ROLLED
         for (int k = 0; k < n; ++k) db[i][j] = db[i][j] + down[i][k] * history(n * (n * step + j) + k);
       }
     }
     multiply_transposed<V, n>(b, down, y);
+    ANABRANCH_ROLLED
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) down[i][j] = y[i][j];
     }
   }
+  ANABRANCH_ROLLED
   for (int i = 0; i < n; ++i) {
+    ANABRANCH_ROLLED
     for (int j = 0; j < n; ++j) db[i][j] = db[i][j] + V(2) * down[i][j];
   }
   skew_backward<V, n>(db, mixer.scale, dlogits);

@@ -15,6 +15,7 @@ enum class GateKind {
   sigmoid,  // p = sigmoid + pre_eps, q = post_scale sigmoid + post_eps: mHC, mHC-lite, hy_v4
   softmax,  // n^2 logits each, over temperature: p the mean of the rows' softmaxes, q the sums of the columns': JPmHC
   linear,   // p, q are the logits: HC
+  none,     // no p and q: the mixer's logits and matrix alone
 };
 
 struct Gates {
@@ -30,6 +31,7 @@ struct CoefficientMap {
 
   ANABRANCH_HOST_DEVICE int64_t num_gate_logits() const {
     const int64_t n = mixer.num_streams;
+    if (gates.kind == GateKind::none) return 0;
     return gates.kind == GateKind::softmax ? n * n : n;
   }
   ANABRANCH_HOST_DEVICE int64_t num_logits() const { return 2 * num_gate_logits() + mixer.num_logits(); }
@@ -68,12 +70,15 @@ template <class V, int n, class Logits>
 ANABRANCH_MATRIX_FUNCTION void softmax(const Logits& logits, int first, int stride, double temperature, V (&to)[n]) {
   const V inverse_temperature(1 / temperature);
   V top = V(logits[first]), sum = V(0);
+  ANABRANCH_ROLLED
   for (int k = 1; k < n; ++k) top = max_of(top, V(logits[first + k * stride]));
+  ANABRANCH_ROLLED
   for (int k = 0; k < n; ++k) {
     to[k] = exp_of((V(logits[first + k * stride]) - top) * inverse_temperature);
     sum = sum + to[k];
   }
   const V inverse = V(1) / sum;
+  ANABRANCH_ROLLED
   for (int k = 0; k < n; ++k) to[k] = to[k] * inverse;
 }
 
@@ -82,14 +87,17 @@ ANABRANCH_MATRIX_FUNCTION void gate_coefficients(const CoefficientMap& map, cons
                                                  V (&q)[n]) {
   const Gates& gates = map.gates;
   if (gates.kind == GateKind::softmax) {
+    ANABRANCH_ROLLED
     for (int j = 0; j < n; ++j) p[j] = q[j] = V(0);
+    ANABRANCH_ROLLED
     for (int k = 0; k < n; ++k) {
       V row[n], column[n];
       softmax<V, n>(logits, k * n, 1, gates.temperature, row);
       softmax<V, n>(logits, n * n + k, n, gates.temperature, column);
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) p[j] = p[j] + V(1.0 / n) * row[j], q[j] = q[j] + column[j];
     }
-  } else {
+  } else if (gates.kind != GateKind::none) {
     ANABRANCH_UNROLL
     for (int j = 0; j < n; ++j) {
       p[j] = V(logits[map.pre_index(j)]);
@@ -115,7 +123,9 @@ ANABRANCH_MATRIX_FUNCTION void softmax_backward(const Logits& logits, int first,
                                                 const V (&d)[n], const Out& dlogits) {
   V share[n], mean = V(0);
   softmax<V, n>(logits, first, stride, temperature, share);
+  ANABRANCH_ROLLED
   for (int k = 0; k < n; ++k) mean = mean + share[k] * d[k];
+  ANABRANCH_ROLLED
   for (int k = 0; k < n; ++k) dlogits[first + k * stride] = V(1 / temperature) * share[k] * (d[k] - mean);
 }
 
@@ -124,9 +134,12 @@ template <class V, int n, class Logits, class Out>
 ANABRANCH_MATRIX_FUNCTION void gate_coefficients_backward(const CoefficientMap& map, const Logits& logits,
                                                           const V (&dp)[n], const V (&dq)[n], const Out& dlogits) {
   const Gates& gates = map.gates;
+  if (gates.kind == GateKind::none) return;
   if (gates.kind == GateKind::softmax) {
     V mean[n];
+    ANABRANCH_ROLLED
     for (int j = 0; j < n; ++j) mean[j] = V(1.0 / n) * dp[j];
+    ANABRANCH_ROLLED
     for (int k = 0; k < n; ++k) {
       softmax_backward<V, n>(logits, k * n, 1, gates.temperature, mean, dlogits);
       softmax_backward<V, n>(logits, n * n + k, n, gates.temperature, dq, dlogits);

@@ -11,11 +11,16 @@
 
 #include "anabranch/core/scalar.hpp"
 
+// On the GPU a loop over a matrix is unrolled where registers hold what it indexes (ANABRANCH_UNROLL), else it stays a
+// loop over local memory (ANABRANCH_ROLLED always does): left to choose, nvcc unrolls all of them, spills, and takes
+// five times as long. The CPU's compilers choose well.
 #if defined(__CUDACC__)
-#define ANABRANCH_UNROLL _Pragma("unroll")
+#define ANABRANCH_UNROLL _Pragma("unroll (n * sizeof(V) <= 16 ? 8 : 1)")
+#define ANABRANCH_ROLLED _Pragma("unroll 1")
 #define ANABRANCH_MATRIX_FUNCTION __host__ __device__
 #else
 #define ANABRANCH_UNROLL
+#define ANABRANCH_ROLLED
 #define ANABRANCH_MATRIX_FUNCTION
 #endif
 

@@ -32,13 +32,18 @@ ANABRANCH_MATRIX_FUNCTION void load_logits(const Mixer& mixer, const Logits& log
 template <class V, int n>
 ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn_wide(const V (&logits)[n][n], double tolerance, V (&p)[n][n]) {
   using Wide = typename WideNumber<V>::type;
+  ANABRANCH_ROLLED
   for (int part = 0; part < WideNumber<V>::parts; ++part) {
     Wide wide_logits[n][n], wide[n][n];
+    ANABRANCH_ROLLED
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) wide_logits[i][j] = WideNumber<V>::get(logits[i][j], part), wide[i][j] = Wide(0);
     }
     exact_sinkhorn<Wide, n>(wide_logits, tolerance, wide);
+    ANABRANCH_ROLLED
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) WideNumber<V>::set(p[i][j], part, wide[i][j]);
     }
   }
@@ -50,7 +55,9 @@ ANABRANCH_MATRIX_FUNCTION void project_untransposed(const Mixer& mixer, const Lo
   V a[n][n];
   switch (mixer.kind) {
     case MixerKind::identity:
+      ANABRANCH_ROLLED
       for (int i = 0; i < n; ++i) {
+        ANABRANCH_ROLLED
         for (int j = 0; j < n; ++j) h[i][j] = V(i == j);
       }
       return;
@@ -96,6 +103,7 @@ ANABRANCH_MATRIX_FUNCTION void project(const Mixer& mixer, const Logits& logits,
   project_untransposed<V, n>(mixer, logits, h);
   if (mixer.transposed_matrix) transpose<V, n>(h);
   V poison = V(0);  // x - x is NaN exactly where x is not finite
+  ANABRANCH_ROLLED
   for (int64_t k = 0; k < mixer.num_logits(); ++k) poison = poison + (V(logits[k]) - V(logits[k]));
   ANABRANCH_UNROLL
   for (int i = 0; i < n; ++i) {
@@ -119,7 +127,9 @@ ANABRANCH_MATRIX_FUNCTION void project_backward(const Mixer& mixer, const Logits
     case MixerKind::grassmann:
       return grassmann_backward<V, n>(mixer, logits, dh, dlogits);
     case MixerKind::unconstrained:
+      ANABRANCH_ROLLED
       for (int i = 0; i < n; ++i) {
+        ANABRANCH_ROLLED
         for (int j = 0; j < n; ++j) da[i][j] = dh[i][j];
       }
       break;

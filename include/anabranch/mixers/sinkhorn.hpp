@@ -70,6 +70,7 @@ struct Sinkhorn {
     V r[n], c[n];
     ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) r[i] = c[i] = V(1);
+    ANABRANCH_ROLLED
     for (int step = 0; step < mixer.iterations; ++step) {
       if (step > 0 || mixer.eps == 0) {
         ANABRANCH_UNROLL
@@ -108,12 +109,17 @@ struct Sinkhorn {
     V u[n], v[n];
     ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) u[i] = v[i] = V(0);
+    ANABRANCH_ROLLED
     for (int step = 0; step < mixer.iterations; ++step) {
+      ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) v[j] = V(0) - log_sum_exp([&](int i) { return logits[i][j] + u[i]; });
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) u[i] = V(0) - log_sum_exp([&](int j) { return logits[i][j] + v[j]; });
       keep(step, v, u);
     }
+    ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) h[i][j] = exp_of(logits[i][j] + u[i] + v[j]);
     }
   }
@@ -122,7 +128,9 @@ struct Sinkhorn {
   template <class Term>
   ANABRANCH_MATRIX_FUNCTION V log_sum_exp(const Term& term) const {
     V top = term(0), sum = V(0);
+    ANABRANCH_UNROLL
     for (int k = 1; k < n; ++k) top = max_of(top, term(k));
+    ANABRANCH_UNROLL
     for (int k = 0; k < n; ++k) sum = sum + exp_of(term(k) - top);
     return top + log_of(sum);
   }
@@ -145,7 +153,9 @@ struct Sinkhorn {
     const auto wide = linear(m, h) | spread;
     if (any(wide)) {
       logarithmic(logits, m);
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
+        ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) h[i][j] = select(wide, m[i][j], h[i][j]);
       }
     }
@@ -168,6 +178,7 @@ struct Sinkhorn {
         gamma[j] = gamma[j] + part * m[i][j];
       }
     }
+    ANABRANCH_ROLLED
     for (int step = last; step >= 0; --step) {
       V t[n], c[n], r[n];
       ANABRANCH_UNROLL
@@ -220,8 +231,11 @@ struct Sinkhorn {
   ANABRANCH_MATRIX_FUNCTION void logarithmic_backward(const Matrix& logits, const Matrix& h, const Matrix& dh,
                                                       Matrix& dlogits) const {
     V rho[n], gamma[n];
+    ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) rho[i] = gamma[i] = V(0);
+    ANABRANCH_UNROLL
     for (int i = 0; i < n; ++i) {
+      ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) {
         const V part = dh[i][j] * h[i][j];
         dlogits[i][j] = part;
@@ -229,23 +243,29 @@ struct Sinkhorn {
         gamma[j] = gamma[j] + part;
       }
     }
+    ANABRANCH_ROLLED
     for (int step = mixer.iterations - 1; step >= 0; --step) {
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
+        ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) {
           const V part = rho[i] * exp_of(logits[i][j] + row(step, i) + column(step, j));
           dlogits[i][j] = dlogits[i][j] - part;
           gamma[j] = gamma[j] - part;
         }
       }
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
         const V u = step == 0 ? V(0) : row(step - 1, i);
         rho[i] = V(0);
+        ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) {
           const V part = gamma[j] * exp_of(logits[i][j] + u + column(step, j));
           dlogits[i][j] = dlogits[i][j] - part;
           rho[i] = rho[i] - part;
         }
       }
+      ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) gamma[j] = V(0);
     }
   }
@@ -260,7 +280,9 @@ struct Sinkhorn {
       Matrix other;
       logarithmic(logits, h);
       logarithmic_backward(logits, h, dh, other);
+      ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
+        ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) dlogits[i][j] = select(wide, other[i][j], dlogits[i][j]);
       }
     }

@@ -34,11 +34,11 @@ struct StreamProjection {
   bool centered, squash;  // squash: the tanh
   CoefficientMap map;
 
-  int64_t num_logits() const { return map.num_logits(); }
+  ANABRANCH_HOST_DEVICE int64_t num_logits() const { return map.num_logits(); }
   /// Rows of weight.
-  int64_t num_products() const { return num_logits() / segments; }
+  ANABRANCH_HOST_DEVICE int64_t num_products() const { return num_logits() / segments; }
   /// Numbers kept per token for the backward: the products, then r and the mean of every segment.
-  int64_t num_statistics() const { return num_logits() + 2 * segments; }
+  ANABRANCH_HOST_DEVICE int64_t num_statistics() const { return num_logits() + 2 * segments; }
 };
 
 struct StreamShape {
@@ -95,7 +95,7 @@ decltype(auto) dispatch_streams(int64_t streams, F&& f) {
 
 /// The logit of product m and its derivative by m over scale.
 template <class T, class V>
-V stream_logit(const StreamProjection<T>& projection, int64_t k, V m) {
+ANABRANCH_MATRIX_FUNCTION V stream_logit(const StreamProjection<T>& projection, int64_t k, V m) {
   return V(projection.scale[k]) * (projection.squash ? tanh_of(m) : m) + V(projection.bias[k]);
 }
 

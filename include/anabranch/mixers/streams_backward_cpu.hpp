@@ -80,10 +80,10 @@ struct PreBackwardWorkspace {
         padded_dproducts(kGroupTokens * p.segments * padded),
         slopes(kGroupTokens * p.segments),
         means(kGroupTokens * p.segments),
-        scratch(2 * kTokenBlock * kChannelBlock),
+        scratch(2 * p.map.mixer.num_streams * kStreamScratch),
         matrix(matrix_scratch<Sum>(p.map.mixer, p.num_logits())) {
     std::fill(padded_dproducts.data(), padded_dproducts.data() + kGroupTokens * p.segments * padded, Sum(0));
-    std::fill(scratch.data(), scratch.data() + 2 * kTokenBlock * kChannelBlock, Sum(0));
+    std::fill(scratch.data(), scratch.data() + 2 * p.map.mixer.num_streams * kStreamScratch, Sum(0));
   }
   Temporary<Sum> dcoefficients, dproducts, padded_dproducts, slopes, means, scratch, matrix;
 };
@@ -144,6 +144,8 @@ class PreBackward {
             PreBackwardBlock<T>{.shape = {std::min(kTokenBlock, tokens - t), shape_.streams, channels},
                                 .begin = b * kChannelBlock,
                                 .count = std::min(kChannelBlock, channels - b * kChannelBlock),
+                                .ahead_tokens = t + kTokenBlock < tokens ? kTokenBlock : -t,
+                                .ahead_channels = t + kTokenBlock < tokens ? 0 : kChannelBlock,
                                 .x = x + t * shape_.width(),
                                 .du = at(upstream.du, channels),
                                 .dnext = at(upstream.dnext, shape_.width()),

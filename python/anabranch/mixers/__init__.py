@@ -2,6 +2,7 @@
 
 from anabranch.mixers.channel_gate import ChannelGatedConnection, channel_connect, channel_gate
 from anabranch.mixers.connection import Connection, connect
+from anabranch.mixers.gated_mean import gated_mean
 from anabranch.mixers.matrices import (
     DoublyStochasticResidual,
     cayley,
@@ -57,6 +58,7 @@ __all__ = [
     "connect",
     "cyclic_permutations",
     "expand_streams",
+    "gated_mean",
     "grassmann",
     "mix_matrix",
     "orthogonality_residual",

@@ -73,7 +73,7 @@ def preset(kind: Kind, n: int) -> Preset:
 
 
 def initial_bias(mixer: Mixer, gates: Gates, n: int, *, layer_index: int, per_stream: bool) -> Tensor:
-    """Logits `[num_logits]` at the start, float32 on the CPU, in the order that `Projection` has them.
+    """Logits `[num_logits]` at the start, float32 on torch's default device, in the order that `Projection` has them.
 
     Linear gates read stream `layer_index mod n` and write all with weight 1; sigmoid gates lean to that stream by ±1,
     or with `Identity` read the mean; softmax gates read the mean and write with 1. Mixing starts at or near the

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
+from anabranch.core.arguments import autocast_dtype
 from anabranch.core.library import ops
 from anabranch.mixers.connection import Connection, connect
 from anabranch.mixers.modules import HyperConnection
@@ -77,19 +79,22 @@ class _Surroundings:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+        self._autocast = autocast_dtype(device)
         self._random = torch.get_rng_state()
         self._device_random = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         on_device = self._device_random is not None
-        enabled, dtype = self._autocast
+        dtype = self._autocast
         with torch.random.fork_rng([self._device] if on_device else []):
             torch.set_rng_state(self._random)
             if self._device_random is not None:
                 torch.cuda.set_rng_state(self._device_random, self._device)
-            with torch.autocast(self._device.type, dtype=dtype, enabled=enabled):
+            if self._device.type == "meta":  # which torch knows no autocast for
+                yield
+                return
+            with torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None):
                 yield
 
 
@@ -112,6 +117,7 @@ class _Reversible(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dout: Tensor) -> Any:
         blocks, args, kwargs, lagged = ctx.run
         depth, tensors = len(blocks), ctx.tensors

@@ -1,0 +1,99 @@
+// The stream step's backward on the GPU (streams.hpp defines it), from its kernels.
+//
+// stream_pre: 1. <du, x_j>, a warp per token; 2. the logits' gradients, a thread per token; 3. dx in one pass; 4.
+// dweight in chunks of rows, added up; 5. the sums for scale and bias. post_pre: the streams between are made again
+// from x and y; pre's gradient on them; post's on its result. Every sum has one order.
+//
+// Bytes per token (N = nC numbers): N + C, then dx's 2N + C (3N + C with dnext), N for dweight: 4N + 2C with what is
+// written (5N + 2C). post_pre reads 2N + C and N + C more, and writes 2N + C, N of it scratch for the streams between.
+// Against the floor of 2N + C read and N written, x is read three times: it is in L2 where N tokens' streams fit there.
+// FLOPs: 4 K N, on the CUDA cores in float.
+#pragma once
+
+#include "anabranch/mixers/coefficients_backward.cuh"
+#include "anabranch/mixers/stream_dweight.cuh"
+#include "anabranch/mixers/stream_dx.cuh"
+#include "anabranch/mixers/stream_post_backward.cuh"
+#include "anabranch/mixers/stream_pre.cuh"
+
+namespace anabranch {
+
+/// Where stream_pre_backward_cuda keeps what its kernels hand on: numbers of each, some of which may be none.
+struct StreamBackwardSizes {
+  int64_t dread, dlogits, along, history, scale_bias_parts, weight_parts;
+
+  int64_t sum() const { return dread + dlogits + along + history + scale_bias_parts + weight_parts; }
+};
+
+template <class T>
+StreamBackwardSizes stream_backward_sizes(const StreamShape& shape, const StreamProjection<T>& projection) {
+  const int64_t logits = projection.num_logits(), tokens = shape.tokens, rows = tokens * projection.segments;
+  const int64_t part = shape.width() / projection.segments, products = projection.num_products();
+  return {tokens * shape.streams,
+          tokens * logits,
+          rows,
+          coefficient_history(projection.map.mixer, tokens),
+          2 * coefficient_blocks(tokens) * logits,
+          projection.weight ? dweight_chunks(rows, products, part) * products * part : 0};
+}
+
+/// stream_pre_backward_reference, up to rounding. scratch: stream_backward_sizes().sum() numbers.
+template <class T>
+void stream_pre_backward_cuda(const StreamShape& shape, const StreamProjection<T>& projection,
+                              const StreamPreUpstream<T>& upstream, const T* x, const accumulate_t<T>* lag,
+                              const accumulate_t<T>* coefficients, const accumulate_t<T>* statistics,
+                              accumulate_t<T>* scratch, const StreamPreGradients<T>& gradients, cudaStream_t stream) {
+  using Sum = accumulate_t<T>;
+  const StreamBackwardSizes sizes = stream_backward_sizes(shape, projection);
+  const auto take = [&scratch](int64_t count) { return std::exchange(scratch, scratch + count); };
+  Sum *const dread = take(sizes.dread), *const dlogits = take(sizes.dlogits), *const along = take(sizes.along);
+  Sum *const history = take(sizes.history), *const sums = take(sizes.scale_bias_parts);
+  Sum* const weight_parts = take(sizes.weight_parts);
+  const int64_t segments = projection.segments, part = shape.width() / segments, logits = projection.num_logits();
+  const bool learns = gradients.scale || gradients.bias;
+
+  if (upstream.du) stream_dots_cuda<T>(shape, upstream.du, x, dread, stream);
+  coefficients_backward_cuda<Sum>(
+      detail::untyped(projection), {upstream.du ? dread : nullptr, lag != nullptr, upstream.dcoefficients},
+      shape.tokens, part, coefficients, projection.weight ? statistics : nullptr, projection.num_statistics(),
+      {dlogits, along, gradients.lag, history, learns ? sums : nullptr}, stream);
+  if (gradients.x) {
+    StreamInputGradient<T> problem{};
+    problem.shape = shape;
+    problem.x = x, problem.du = upstream.du, problem.dnext = upstream.dnext, problem.dx = upstream.dx;
+    problem.reads = lag ? lag : coefficients, problem.coefficients = coefficients;
+    problem.weight = projection.weight;
+    problem.segments = segments, problem.products = projection.num_products();
+    problem.num_kept = projection.num_statistics(), problem.statistics = statistics;
+    problem.g = dlogits, problem.along = along;
+    problem.to = gradients.x;
+    stream_dx_cuda(problem, stream);
+  }
+  if (gradients.weight && projection.weight) {
+    const int64_t rows = shape.tokens * segments, products = projection.num_products();
+    stream_dweight_cuda<T>({x, dlogits, rows, part, products, dweight_chunks(rows, products, part), weight_parts},
+                           gradients.weight, stream);
+  }
+  const int64_t blocks = coefficient_blocks(shape.tokens);
+  if (gradients.scale) detail::sum_parts_cuda(sums, blocks, 2 * logits, logits, gradients.scale, stream);
+  if (gradients.bias) detail::sum_parts_cuda(sums + logits, blocks, 2 * logits, logits, gradients.bias, stream);
+}
+
+/// The gradient of stream_post_pre_cuda; see stream_post_pre_backward_cpu. between [tokens, n, C]; scratch as above.
+template <class T>
+void stream_post_pre_backward_cuda(const StreamShape& shape, const T* x, const T* y,
+                                   const accumulate_t<T>* coefficients, const StreamProjection<T>& projection,
+                                   bool lagged, const StreamPreUpstream<T>& upstream,
+                                   const accumulate_t<T>* next_coefficients, const accumulate_t<T>* next_statistics,
+                                   T* between, accumulate_t<T>* scratch, const StreamPreGradients<T>& pre,
+                                   const StreamPostGradients<T>& post, cudaStream_t stream) {
+  stream_post_cuda<T>(shape, x, y, coefficients, between, stream);
+  StreamPreGradients<T> gradients = pre;
+  gradients.lag = nullptr;  // its only part that is not zero is dread, at the start of scratch
+  stream_pre_backward_cuda<T>(shape, projection, upstream, between, lagged ? coefficients : nullptr, next_coefficients,
+                              next_statistics, scratch, gradients, stream);
+  stream_post_backward_cuda<T>(shape, pre.x, x, y, coefficients, lagged && upstream.du ? scratch : nullptr, post,
+                               stream);
+}
+
+}  // namespace anabranch

@@ -72,11 +72,17 @@ struct StreamLoops {
     }
   }
 
+  /// Whether every row of `to` is cache lines, which may be written past the caches.
+  static bool has_whole_lines(const StreamShape& shape, const T* to) {
+    return reinterpret_cast<uintptr_t>(to) % 64 == 0 && shape.channels % (64 / sizeof(T)) == 0;
+  }
+
   template <int n, bool streaming>
-  static void post_of(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out) {
+  static void post_of(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, T* cached) {
     const int64_t channels = shape.channels, step = n * channels;
     for (int64_t t = 0; t < shape.tokens; ++t, x += step, out += step, y += channels, coefficients += n * (n + 2)) {
       const Sum *q = coefficients + n, *h = q + n;
+      T* const copy = cached ? cached + t * step : nullptr;
       for_each_vector(channels, [&](int64_t c, auto left) __attribute__((always_inline)) {
         Vector from[n];
         for (int j = 0; j < n; ++j) from[j] = Row::load(x + j * channels + c, left);
@@ -89,6 +95,7 @@ struct StreamLoops {
           } else {
             Row::store(out + i * channels + c, sum, left);
           }
+          if (copy) Row::store(copy + i * channels + c, sum, left);
         }
       });
     }
@@ -259,9 +266,14 @@ struct StreamLoops {
       if (block.dweight) add_weight_gradient(tokens, block.logits, dproducts, stride, own_x, block.dweight + piece);
       for (int64_t t = 0; block.dx && t < tokens; ++t) {
         T* const to = block.dx + (t * n + j) * channels + block.begin;
-        for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
-          Row::store(to + c, Sums::load(own_dx + t * kChannelBlock + c), left);
-        });
+        const Sum* const from = own_dx + t * kChannelBlock;
+        if (block.streaming && has_whole_lines(block.shape, block.dx)) {
+          for (int64_t c = 0; c < block.count; c += width) Row::store_streaming(to + c, Sums::load(from + c));
+        } else {
+          for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
+            Row::store(to + c, Sums::load(from + c), left);
+          });
+        }
       }
     }
   }
@@ -269,11 +281,11 @@ struct StreamLoops {
   static void pre(const StreamShape& shape, const T* x, const Sum* coefficients, T* u) {
     dispatch_streams(shape.streams, [&]<int n>() { pre_of<n>(shape, x, coefficients, u); });
   }
-  static void post(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming) {
-    const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0 && shape.channels % (64 / sizeof(T)) == 0;
+  static void post(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming,
+                   T* cached) {
     dispatch_streams(shape.streams, [&]<int n>() {
-      streaming&& aligned ? post_of<n, true>(shape, x, y, coefficients, out)
-                          : post_of<n, false>(shape, x, y, coefficients, out);
+      streaming&& has_whole_lines(shape, out) ? post_of<n, true>(shape, x, y, coefficients, out, cached)
+                                              : post_of<n, false>(shape, x, y, coefficients, out, cached);
     });
   }
   static void post_backward(const StreamShape& shape, const T* dout, const T* x, const T* y, const Sum* coefficients,

@@ -32,6 +32,7 @@ demo: build
 bench: build
 	$(PY) -m anabranch bench experts
 	$(PY) -m anabranch bench skip
+	$(PY) -m anabranch bench mixers
 
 test: build cpp-test
 	$(PY) -m pytest tests

@@ -9,15 +9,29 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.cpu
-PAGE = Path(__file__).parents[1] / "docs" / "skip.md"
+DOCS = Path(__file__).parents[1] / "docs"
+needs_docs = pytest.mark.skipif(not DOCS.exists(), reason="an installed wheel has no docs beside its tests")
 
 
-@pytest.mark.skipif(not PAGE.exists(), reason="an installed wheel has no docs beside its tests")
-def test_the_example_of_skip_runs() -> None:
-    block = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[0]
+def run_first_example(page: str) -> dict[str, Any]:
+    block = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)[0]
     names: dict[str, Any] = {}
     exec(block, names)
+    return names
+
+
+@needs_docs
+def test_the_example_of_skip_runs() -> None:
+    names = run_first_example("skip.md")
     x, y = names["x"], names["y"]
     assert y.shape == x.shape
     assert y[0].equal(x[0])  # width 0
     assert not y[1].equal(x[1])
+
+
+@needs_docs
+def test_the_example_of_mixers_runs() -> None:
+    names = run_first_example("mixers.md")
+    assert names["y"].shape == names["x"].shape
+    for name, parameter in names["model"].named_parameters():
+        assert parameter.grad is not None, name

@@ -75,7 +75,10 @@ struct MixerArguments {
     out.eps = eps, out.tolerance = tolerance, out.scale = scale;
     out.implicit_gradient = implicit_gradient;
     out.transposed_logits = transposed_logits, out.transposed_matrix = transposed_matrix;
-    if (permutations) out.permutations = data<int32_t>(*permutations), out.num_permutations = permutations->size(0);
+    if (out.kind == MixerKind::permutation_mixture) {  // no other mixer has had them checked
+      out.permutations = data<int32_t>(*permutations);
+      out.num_permutations = permutations->size(0);
+    }
     return out;
   }
 };

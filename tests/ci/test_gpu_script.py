@@ -96,11 +96,12 @@ def test_every_step_runs(machine: Machine) -> None:
         "compute-sanitizer --tool racecheck",
         "python3 -m anabranch bench experts --device cuda",
         "python3 -m anabranch bench skip --device cuda",
+        "python3 -m anabranch bench mixers --device cuda --without compiled",
     ):
         assert call in calls, f"{call} was not called:\n{calls}"
     assert calls.count("python3 .ci/every_kernel.py cuda") == 4  # the build's, the wheel's, and twice checked
     results = machine.root / "bench" / "results"
-    assert (results / "a-gpu.json").exists() and (results / "a-gpu-skip.json").exists()
+    assert all((results / f"a-gpu{room}.json").exists() for room in ("", "-skip", "-mixers"))
 
 
 @pytest.mark.parametrize(

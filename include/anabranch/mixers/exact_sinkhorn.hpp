@@ -71,6 +71,8 @@ ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double to
   V v[n], trial[n], step[n], size(1), slope(0);
   ANABRANCH_UNROLL
   for (int j = 0; j < n; ++j) v[j] = trial[j] = step[j] = V(0);
+  // Matrices side by side stop one by one: what a matrix becomes must not depend on its neighbours.
+  V finished(0);
   const V ones(1);
   ANABRANCH_ROLLED
   for (int iteration = 0; iteration < kNewtonSteps; ++iteration) {
@@ -96,7 +98,8 @@ ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double to
     }
     // The slope at v was negative; beyond a quarter of it upwards the step went too far. Points within the tolerance
     // are good however they were found.
-    const auto good = select(worst > V(tolerance), new_slope + V(0.25) * slope, V(-1)) <= V(0);
+    const V rise = select(worst > V(tolerance), new_slope + V(0.25) * slope, V(-1));
+    const auto good = select(finished > V(0), V(1), rise) <= V(0);
     ANABRANCH_UNROLL
     for (int j = 0; j < n; ++j) v[j] = select(good, trial[j], v[j]);
     ANABRANCH_ROLLED
@@ -104,8 +107,8 @@ ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double to
       ANABRANCH_ROLLED
       for (int j = 0; j < n; ++j) p[i][j] = select(good, q[i][j], p[i][j]);
     }
-    const auto unfinished = select(good, worst, V(1)) > V(tolerance);
-    if (!any(unfinished)) return;
+    finished = select(good, select(worst > V(tolerance), V(0), V(1)), finished);
+    if (!any(finished <= V(0))) return;
 
     // Newton's step where the point was good, a shorter one where it was not.
     V w[n][n], b[n], newton[n], longest(0), inverse_rows[n];
@@ -117,7 +120,7 @@ ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double to
     for (int j = 0; j < n; ++j) longest = max_of(longest, abs_of(newton[j]));
     size = select(good, V(30) / max_of(longest, V(30)), size * V(0.25));
     // Sinkhorn's own step where the cuts led nowhere, or where no weight is left and Newton's step is zero.
-    const auto lost = select(good, select(longest > V(0), V(1), V(0)), size - V(1e-4)) <= V(0);
+    const auto lost = select(good, select(longest > V(0), V(1), V(0)), size + finished - V(1e-4)) <= V(0);
     slope = V(0);
     ANABRANCH_UNROLL
     for (int j = 0; j < n; ++j) {

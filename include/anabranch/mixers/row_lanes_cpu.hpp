@@ -24,6 +24,12 @@ struct RowLanes {
     if constexpr (std::is_same_v<T, Sum>) {
       __builtin_memcpy(&out, from, sizeof(out));
     } else if constexpr (std::is_same_v<T, bfloat16>) {
+#if defined(__AVX512F__)  // GCC would widen the halves one after the other
+      if constexpr (width == 16) {
+        const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+        return reinterpret_cast<Vector>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+      }
+#endif
       Bits bits;
       __builtin_memcpy(&bits, from, sizeof(bits));
       const Words words = __builtin_convertvector(bits, Words) << 16;

@@ -15,6 +15,8 @@ inline constexpr int64_t kLogitBlock = 8;
 inline constexpr int64_t kChannelBlock = 64;
 /// The tokens that pre_backward takes at most in one call.
 inline constexpr int64_t kTokenBlock = 16;
+/// Its scratch holds two blocks of every stream.
+inline constexpr int64_t kStreamScratch = kTokenBlock * kChannelBlock;
 
 constexpr int64_t padded_logits(int64_t logits) { return (logits + kLogitBlock - 1) / kLogitBlock * kLogitBlock; }
 
@@ -24,16 +26,18 @@ struct PreBackwardBlock {
   using Sum = accumulate_t<T>;
   StreamShape shape;  // tokens: at most kTokenBlock
   int64_t begin, count;
-  const T *x, *du, *dnext, *dx_given;  // of the tokens; the last three may be null
-  const Sum *reads, *coefficients;     // [tokens, n (n + 2)]: whose p was used, and whose H
-  int64_t logits;                      // padded; 0: no weight
-  bool per_segment;                    // logits are those of stream j alone, and there are n times as many
-  const Sum* dproducts;                // [tokens, segments, logits], times r
-  const Sum *slopes, *means;           // [tokens, segments]: dx takes slope (x - mean) away
-  const Sum* weight;                   // [segments, streams of one, logits, kChannelBlock] of these channels
-  Sum* dweight;                        // the same, added to; null: not wanted
-  T* dx;                               // null: not wanted
-  Sum* scratch;                        // 2 * kTokenBlock * kChannelBlock
+  int64_t ahead_tokens, ahead_channels;  // from here to the block after this one, whose rows are prefetched
+  const T *x, *du, *dnext, *dx_given;    // of the tokens; the last three may be null
+  const Sum *reads, *coefficients;       // [tokens, n (n + 2)]: whose p was used, and whose H
+  int64_t logits;                        // padded; 0: no weight
+  bool per_segment;                      // logits are those of stream j alone, and there are n times as many
+  const Sum* dproducts;                  // [tokens, segments, logits], times r
+  const Sum *slopes, *means;             // [tokens, segments]: dx takes slope (x - mean) away
+  const Sum* weight;                     // [segments, streams of one, logits, kChannelBlock] of these channels
+  Sum* dweight;                          // the same, added to; null: not wanted
+  T* dx;                                 // null: not wanted
+  bool streaming;                        // dx goes past the caches
+  Sum* scratch;                          // [2, streams, kStreamScratch]
 };
 
 template <class T>
@@ -46,8 +50,9 @@ struct StreamKernels {
   void (*moments)(int64_t rows, int64_t width, const T* x, double eps, bool centered, Sum* to, int64_t stride);
   /// u, with p the first n of every token's coefficients.
   void (*pre)(const StreamShape& shape, const T* x, const Sum* coefficients, T* u);
-  /// x'; `streaming`: past the caches.
-  void (*post)(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming);
+  /// x' into `out`, and into `cached` where that is given. `streaming`: `out` goes past the caches.
+  void (*post)(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming,
+               T* cached);
   /// stream_post_backward_reference.
   void (*post_backward)(const StreamShape& shape, const T* dout, const T* x, const T* y, const Sum* coefficients,
                         const StreamPostGradients<T>& gradients);

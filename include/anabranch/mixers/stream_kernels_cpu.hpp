@@ -72,11 +72,17 @@ struct StreamLoops {
     }
   }
 
+  /// Whether every row of `to` is cache lines, which may be written past the caches.
+  static bool has_whole_lines(const StreamShape& shape, const T* to) {
+    return reinterpret_cast<uintptr_t>(to) % 64 == 0 && shape.channels % (64 / sizeof(T)) == 0;
+  }
+
   template <int n, bool streaming>
-  static void post_of(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out) {
+  static void post_of(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, T* cached) {
     const int64_t channels = shape.channels, step = n * channels;
     for (int64_t t = 0; t < shape.tokens; ++t, x += step, out += step, y += channels, coefficients += n * (n + 2)) {
       const Sum *q = coefficients + n, *h = q + n;
+      T* const copy = cached ? cached + t * step : nullptr;
       for_each_vector(channels, [&](int64_t c, auto left) __attribute__((always_inline)) {
         Vector from[n];
         for (int j = 0; j < n; ++j) from[j] = Row::load(x + j * channels + c, left);
@@ -89,6 +95,7 @@ struct StreamLoops {
           } else {
             Row::store(out + i * channels + c, sum, left);
           }
+          if (copy) Row::store(copy + i * channels + c, sum, left);
         }
       });
     }
@@ -202,42 +209,71 @@ struct StreamLoops {
     }
   }
 
+  [[gnu::always_inline]] static void prefetch_row(const T* row) {
+    for (std::size_t line = 0; line < kChannelBlock * sizeof(T); line += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(row) + line);
+    }
+  }
+
+  /// The streams of one token as sums, and their gradient without the products' part, at `x` and `dx` of every stream.
+  template <int n>
+  [[gnu::always_inline]] static void start_gradient(const PreBackwardBlock<T>& block, int64_t t, Sum* x, Sum* dx) {
+    const int64_t channels = block.shape.channels, at = t * n * channels + block.begin;
+    const int64_t segments = block.per_segment ? n : 1;
+    const Sum *reads = block.reads + t * n * (n + 2), *h = block.coefficients + t * n * (n + 2) + 2 * n;
+    const T *const from = block.x + at, *const dnext = block.dnext ? block.dnext + at : nullptr;
+    const T* const given = block.dx_given ? block.dx_given + at : nullptr;
+    const T* const du = block.du ? block.du + t * channels + block.begin : nullptr;
+    // A block's rows lie a token apart, where no prefetcher of the processor looks for them.
+    const int64_t ahead = block.ahead_tokens * channels, more = block.ahead_channels;
+    for (int j = 0; j < n; ++j) {
+      prefetch_row(from + j * channels + n * ahead + more);
+      if (dnext) prefetch_row(dnext + j * channels + n * ahead + more);
+      if (given) prefetch_row(given + j * channels + n * ahead + more);
+    }
+    if (du) prefetch_row(du + ahead + more);
+    Sum slopes[n] = {}, means[n] = {};
+    for (int j = 0; block.logits && j < n; ++j) {
+      slopes[j] = block.slopes[t * segments + (block.per_segment ? j : 0)];
+      means[j] = block.means[t * segments + (block.per_segment ? j : 0)];
+    }
+    for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
+      Vector read{}, next[n] = {};
+      if (du) read = Row::load(du + c, left);
+      for (int i = 0; dnext && i < n; ++i) next[i] = Row::load(dnext + i * channels + c, left);
+      for (int j = 0; j < n; ++j) {
+        const Vector value = Row::load(from + j * channels + c, left);
+        Vector sum = slopes[j] * (means[j] - value) + reads[j] * read;
+        for (int i = 0; i < n; ++i) sum += h[i * n + j] * next[i];
+        if (given) sum += Row::load(given + j * channels + c, left);
+        Sums::store(x + j * kStreamScratch + c, value);
+        Sums::store(dx + j * kStreamScratch + c, sum);
+      }
+    });
+  }
+
   template <int n>
   static void pre_backward_of(const PreBackwardBlock<T>& block) {
     const int64_t channels = block.shape.channels, tokens = block.shape.tokens;
-    const int64_t segments = block.per_segment ? n : 1, stride = segments * block.logits;
-    Sum *const x = block.scratch, *const dx = x + kTokenBlock * kChannelBlock;
+    const int64_t stride = (block.per_segment ? n : 1) * block.logits;
+    Sum *const x = block.scratch, *const dx = x + n * kStreamScratch;
+    for (int64_t t = 0; t < tokens; ++t) start_gradient<n>(block, t, x + t * kChannelBlock, dx + t * kChannelBlock);
     for (int j = 0; j < n; ++j) {
-      const int64_t segment = block.per_segment ? j : 0;
-      const Sum* const dproducts = block.dproducts + segment * block.logits;
-      for (int64_t t = 0; t < tokens; ++t) {
-        const Sum *reads = block.reads + t * n * (n + 2), *h = block.coefficients + t * n * (n + 2) + 2 * n;
-        const int64_t at = (t * n + j) * channels + block.begin;
-        const Sum slope = block.logits ? block.slopes[t * segments + segment] : 0;
-        const Sum mean = block.logits ? block.means[t * segments + segment] : 0;
-        for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
-          const Vector value = Row::load(block.x + at + c, left);
-          Vector sum = slope * (mean - value);
-          if (block.dx_given) sum += Row::load(block.dx_given + at + c, left);
-          if (block.du) sum += reads[j] * Row::load(block.du + t * channels + block.begin + c, left);
-          if (block.dnext) {
-            const T* from = block.dnext + t * n * channels + block.begin + c;
-            for (int i = 0; i < n; ++i) sum += h[i * n + j] * Row::load(from + i * channels, left);
-          }
-          Sums::store(x + t * kChannelBlock + c, value);
-          Sums::store(dx + t * kChannelBlock + c, sum);
-        });
-      }
-      if (block.logits) {
-        const int64_t piece = j * block.logits * kChannelBlock;
-        if (block.dx) add_products(tokens, block.logits, dproducts, stride, block.weight + piece, dx);
-        if (block.dweight) add_weight_gradient(tokens, block.logits, dproducts, stride, x, block.dweight + piece);
-      }
+      const Sum* const dproducts = block.dproducts + (block.per_segment ? j * block.logits : 0);
+      const int64_t piece = j * block.logits * kChannelBlock;
+      Sum *const own_x = x + j * kStreamScratch, *const own_dx = dx + j * kStreamScratch;
+      if (block.dx) add_products(tokens, block.logits, dproducts, stride, block.weight + piece, own_dx);
+      if (block.dweight) add_weight_gradient(tokens, block.logits, dproducts, stride, own_x, block.dweight + piece);
       for (int64_t t = 0; block.dx && t < tokens; ++t) {
         T* const to = block.dx + (t * n + j) * channels + block.begin;
-        for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
-          Row::store(to + c, Sums::load(dx + t * kChannelBlock + c), left);
-        });
+        const Sum* const from = own_dx + t * kChannelBlock;
+        if (block.streaming && has_whole_lines(block.shape, block.dx)) {
+          for (int64_t c = 0; c < block.count; c += width) Row::store_streaming(to + c, Sums::load(from + c));
+        } else {
+          for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
+            Row::store(to + c, Sums::load(from + c), left);
+          });
+        }
       }
     }
   }
@@ -245,11 +281,11 @@ struct StreamLoops {
   static void pre(const StreamShape& shape, const T* x, const Sum* coefficients, T* u) {
     dispatch_streams(shape.streams, [&]<int n>() { pre_of<n>(shape, x, coefficients, u); });
   }
-  static void post(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming) {
-    const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0 && shape.channels % (64 / sizeof(T)) == 0;
+  static void post(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming,
+                   T* cached) {
     dispatch_streams(shape.streams, [&]<int n>() {
-      streaming&& aligned ? post_of<n, true>(shape, x, y, coefficients, out)
-                          : post_of<n, false>(shape, x, y, coefficients, out);
+      streaming&& has_whole_lines(shape, out) ? post_of<n, true>(shape, x, y, coefficients, out, cached)
+                                              : post_of<n, false>(shape, x, y, coefficients, out, cached);
     });
   }
   static void post_backward(const StreamShape& shape, const T* dout, const T* x, const T* y, const Sum* coefficients,

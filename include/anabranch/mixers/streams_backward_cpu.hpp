@@ -80,10 +80,10 @@ struct PreBackwardWorkspace {
         padded_dproducts(kGroupTokens * p.segments * padded),
         slopes(kGroupTokens * p.segments),
         means(kGroupTokens * p.segments),
-        scratch(2 * kTokenBlock * kChannelBlock),
+        scratch(2 * p.map.mixer.num_streams * kStreamScratch),
         matrix(matrix_scratch<Sum>(p.map.mixer, p.num_logits())) {
     std::fill(padded_dproducts.data(), padded_dproducts.data() + kGroupTokens * p.segments * padded, Sum(0));
-    std::fill(scratch.data(), scratch.data() + 2 * kTokenBlock * kChannelBlock, Sum(0));
+    std::fill(scratch.data(), scratch.data() + 2 * p.map.mixer.num_streams * kStreamScratch, Sum(0));
   }
   Temporary<Sum> dcoefficients, dproducts, padded_dproducts, slopes, means, scratch, matrix;
 };
@@ -124,7 +124,7 @@ class PreBackward {
 
   /// Pointers are to the group's first token; dx and dlag may be null.
   void group(int64_t tokens, int64_t part, const StreamPreUpstream<T>& upstream, const T* x, const Sum* lag,
-             const Sum* coefficients, const Sum* statistics, T* dx, Sum* dlag,
+             const Sum* coefficients, const Sum* statistics, T* dx, bool streaming, Sum* dlag,
              const PreBackwardWorkspace<T>& workspace) const {
     const StreamShape shape{tokens, shape_.streams, shape_.channels};
     const int64_t size = projection_.map.num_coefficients();
@@ -144,6 +144,8 @@ class PreBackward {
             PreBackwardBlock<T>{.shape = {std::min(kTokenBlock, tokens - t), shape_.streams, channels},
                                 .begin = b * kChannelBlock,
                                 .count = std::min(kChannelBlock, channels - b * kChannelBlock),
+                                .ahead_tokens = t + kTokenBlock < tokens ? kTokenBlock : -t,
+                                .ahead_channels = t + kTokenBlock < tokens ? 0 : kChannelBlock,
                                 .x = x + t * shape_.width(),
                                 .du = at(upstream.du, channels),
                                 .dnext = at(upstream.dnext, shape_.width()),
@@ -158,6 +160,7 @@ class PreBackward {
                                 .weight = weight_.data() + b * blocked_.block_size(),
                                 .dweight = gradients_.weight ? dweight_part(part) + b * blocked_.block_size() : nullptr,
                                 .dx = at(dx, shape_.width()),
+                                .streaming = streaming,
                                 .scratch = workspace.scratch.data()});
       }
     }
@@ -233,13 +236,14 @@ void stream_pre_backward_cpu(const StreamShape& shape, const StreamProjection<T>
                              const StreamPreGradients<T>& gradients) {
   const detail::PreBackward<T> backward(shape, projection, gradients);
   const int64_t size = projection.map.num_coefficients(), width = shape.width();
+  const bool streaming = detail::is_streaming<T>(shape);
   backward.for_each_group([&](int64_t first, int64_t tokens, int64_t part, const auto& workspace) {
     const auto at = [first](auto* pointer, int64_t step) { return pointer ? pointer + first * step : nullptr; };
     const StreamPreUpstream<T> own{at(upstream.du, shape.channels), at(upstream.dcoefficients, size),
                                    at(upstream.dnext, width), at(upstream.dx, width)};
     backward.group(tokens, part, own, x + first * width, at(lag, size), coefficients + first * size,
-                   at(statistics, projection.num_statistics()), at(gradients.x, width), at(gradients.lag, size),
-                   workspace);
+                   at(statistics, projection.num_statistics()), at(gradients.x, width), streaming,
+                   at(gradients.lag, size), workspace);
   });
   backward.finish();
 }
@@ -277,12 +281,12 @@ void stream_post_pre_backward_cpu(const StreamShape& shape, const T* x, const T*
     const Temporary<T> between(tokens * width);
     const Temporary<Sum> lag(lagged ? tokens * size : 0);
     const Sum* own = coefficients + first * size;
-    kernels.post(group, x + first * width, y + first * channels, own, between.data(), false);
+    kernels.post(group, x + first * width, y + first * channels, own, between.data(), false, nullptr);
     backward.group(tokens, part,
                    {at(upstream.du, channels), at(upstream.dcoefficients, size), at(upstream.dnext, width),
                     at(upstream.dx, width)},
                    between.data(), lagged ? own : nullptr, next_coefficients + first * size,
-                   at(next_statistics, projection.num_statistics()), pre.x + first * width,
+                   at(next_statistics, projection.num_statistics()), pre.x + first * width, false,
                    lagged ? lag.data() : nullptr, workspace);
     Sum* const dcoefficients = post.dcoefficients + first * size;
     kernels.post_backward(group, pre.x + first * width, x + first * width, y + first * channels, own,

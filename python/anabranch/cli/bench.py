@@ -2,10 +2,11 @@
 
 All contenders of one row run in turn in one process, so that a machine whose speed drifts treats them alike; their
 medians are compared. The limit is the larger of FLOPs over measured peak and bytes over measured bandwidth. While
-training is measured on a CPU, freed memory stays with the process (`machine.freed_memory_kept`).
+training is measured on a CPU, and in the mixers' room always, freed memory stays with the process
+(`machine.freed_memory_kept`).
 
-A JSON file holds one room, named by its key "room": `bench/results` has <machine>.json of the experts and
-<machine>-skip.json of the skip room.
+A JSON file holds one room, named by its key "room": `bench/results` has <machine>.json of the experts,
+<machine>-skip.json of the skip room and <machine>-mixers.json of the mixers.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to measure; None means the default of the room's mode and the device."""
+    """What to measure; None means the default of the room's mode and the device.
+
+    Attributes:
+        without: contenders that are left out.
+    """
 
     room: str
     device: str
@@ -41,10 +46,13 @@ class Settings:
     threads: list[int]
     repeats: int
     quick: bool
+    without: list[str]
     json: Path | None
     svg: Path | None
 
     def dtypes_of(self, mode: str) -> list[str]:
+        if mode in ROOMS[self.room].float_modes:
+            return ["float32"]
         if self.dtypes is not None:
             return self.dtypes
         both = self.device == "cpu" and mode in ROOMS[self.room].both_dtypes
@@ -84,8 +92,11 @@ def _limits(settings: Settings, device: torch.device, label: str) -> dict[tuple[
         torch.set_num_threads(threads)
         found = {dtype: measure_limits(DTYPES[dtype], device) for dtype in DTYPES if dtype in wanted}
         bandwidth = max(of_dtype.bandwidth for of_dtype in found.values())  # knows no dtype: the best one is right
+        float_peak = None
+        if ROOMS[settings.room].float_peak:
+            float_peak = (found.get("float32") or measure_limits(torch.float32, device)).peak
         for dtype, of_dtype in found.items():
-            limits[dtype, threads] = Limits(of_dtype.peak, bandwidth)
+            limits[dtype, threads] = Limits(of_dtype.peak, bandwidth, float_peak)
         peaks = ", ".join(f"{dtype} {of_dtype.peak / 1e9:.0f} GFLOP/s" for dtype, of_dtype in found.items())
         on = f"{threads} threads" if device.type == "cpu" else "GPU"
         print(f"{label}, {on}: {peaks}, {bandwidth / 1e9:.1f} GB/s", flush=True)
@@ -101,12 +112,15 @@ def _rows(settings: Settings, shape: Any, device: torch.device, limits: dict[tup
             continue
         loaded = room.load(shape, DTYPES[dtype], device)
         for mode in modes:
-            keeps = mode == "training" and device.type == "cpu"
+            trains = mode in room.with_gradients
+            keeps = device.type == "cpu" and (trains or room.memory_kept)
             with freed_memory_kept() if keeps else contextlib.nullcontext():
                 for threads, tokens in itertools.product(settings.threads, settings.tokens_of(mode)):
                     torch.set_num_threads(threads)
                     for workload in loaded.workloads(mode, tokens):
-                        with torch.set_grad_enabled(mode == "training"):
+                        for name in settings.without:
+                            workload.contenders.pop(name, None)
+                        with torch.set_grad_enabled(trains):
                             row = measure(workload, dtype, threads, limits[dtype, threads], stopwatch, settings.repeats)
                         yield row
         del loaded, workload
@@ -141,6 +155,7 @@ def _write(
                     "of_limit": row.of_limit(row.ours),
                     "of_ideal": row.of_ideal("dense"),
                     "of_onednn": row.of_ideal("onednn"),
+                    "reached": row.reached,
                 }
                 for row in rows
             ],

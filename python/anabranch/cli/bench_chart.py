@@ -21,6 +21,8 @@ _MARKS = {
     "naive": ("square", "#b5403a"),
     "onednn": ("diamond", "#7a4fb5"),
     "grouped": ("circle", "#2e8b57"),
+    "compiled": ("square", "#b5403a"),
+    "apart": ("diamond", "#7a4fb5"),
 }
 _NAMES = {"int8": "int8, of its own limit"}
 

@@ -10,6 +10,7 @@ import torch
 
 from anabranch.cli import bench_tables as tables
 from anabranch.cli.bench_experts import Experts, Shape
+from anabranch.cli.bench_mixers import Mixers, MixersShape
 from anabranch.cli.bench_rows import Row, Workload
 from anabranch.cli.bench_skip import Skip, SkipShape
 
@@ -28,13 +29,17 @@ class Room:
     """One room of the library.
 
     Attributes:
-        modes: in order; one of them is "training".
+        modes: in order.
         shape, quick_shape: dataclasses.
         load: makes the weights, (shape, dtype, device).
         header, format_row: of the table.
         tokens: per mode, for "cpu", "cuda" and "quick".
         both_dtypes: modes that measure float32 too on a CPU, where nothing else is asked for.
         peers: contenders in the picture beside ours.
+        with_gradients: modes that need them. On a CPU freed memory is kept while they are measured.
+        memory_kept: keep it in all modes: outputs as large as the inputs are most of what these do.
+        float_modes: modes that are float32 whatever is asked for.
+        float_peak: whether workloads have arithmetic in float32 beside that of their dtype.
     """
 
     name: str
@@ -47,6 +52,10 @@ class Room:
     tokens: dict[str, _Tokens]
     both_dtypes: Sequence[str]
     peers: Sequence[str]
+    with_gradients: Sequence[str] = ("training",)
+    memory_kept: bool = False
+    float_modes: Sequence[str] = ()
+    float_peak: bool = False
 
 
 _SKIP_TOKENS: _Tokens = {
@@ -55,6 +64,14 @@ _SKIP_TOKENS: _Tokens = {
     "width": [1, 16, 128],
     "lowrank": [1, 4, 16],
     "training": [128, 512],
+}
+
+_MIXERS_TOKENS: _Tokens = {
+    "forward": [2048],
+    "matrix": [8192],
+    "training": [2048],
+    "matrix_training": [8192],
+    "model": [2048],
 }
 
 ROOMS = {
@@ -93,5 +110,25 @@ ROOMS = {
         },
         ("forward", "width", "lowrank", "training"),
         ("unpacked", "eager", "naive", "onednn", "grouped"),
+    ),
+    "mixers": Room(
+        "mixers",
+        ("forward", "matrix", "training", "matrix_training", "model"),
+        MixersShape(),
+        MixersShape(64, 64, 2, compiled=False),
+        Mixers,
+        tables.mixers_header,
+        tables.mixers_row,
+        {
+            "cpu": _MIXERS_TOKENS,
+            "cuda": _MIXERS_TOKENS | {"forward": [2048, 8192], "training": [2048, 8192], "model": [4096]},
+            "quick": {mode: [64] for mode in _MIXERS_TOKENS},
+        },
+        ("forward", "training"),
+        ("eager", "compiled", "apart"),
+        ("training", "matrix_training", "model"),
+        memory_kept=True,
+        float_modes=("matrix", "matrix_training", "model"),
+        float_peak=True,
     ),
 }

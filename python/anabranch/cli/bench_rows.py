@@ -18,6 +18,20 @@ _GRAPH_TOKENS = 512  # up to here a GPU waits for launches, not for kernels
 
 
 @dataclasses.dataclass(frozen=True)
+class Target:
+    """What a row is to reach.
+
+    Attributes:
+        of: what our time is taken over: "limit", "token" (in nanoseconds) or the name of another contender.
+        must, goal: the most that this may be, and what is wished for; None where there is none.
+    """
+
+    of: str
+    must: float | None
+    goal: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Workload:
     """What is to be timed, and the least work that it takes.
 
@@ -27,6 +41,8 @@ class Workload:
         int8_nbytes: the same with int8 weights; None where int8 does not take part.
         kept: share of the dense work that runs; None where that is not what the workload is about.
         calls: how often a contender does its work in one call, for work too short to be timed alone.
+        float_flops: arithmetic that is float32 whatever the dtype, besides `flops`.
+        target: what our time is held to, if anything.
     """
 
     name: str
@@ -38,6 +54,8 @@ class Workload:
     int8_nbytes: int | None = None
     kept: float | None = None
     calls: int = 1
+    float_flops: int = 0
+    target: Target | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +66,7 @@ class Row:
         medians_ms, spreads: per contender; a spread is (longest - shortest) / median. A contender that is not installed
             or does not apply is missing.
         limit_ms: of the dtype's own bytes; int8_limit_ms: of int8 weights, at the same arithmetic peak.
-        kept: as the workload's; floor_ms: the least time to move its bytes.
+        kept, target: as the workload's; floor_ms: the least time to move its bytes.
         eager: on a GPU, contenders that ran without a graph in a row that otherwise replays graphs.
     """
 
@@ -64,11 +82,23 @@ class Row:
     eager: list[str] = dataclasses.field(default_factory=list)
     kept: float | None = None
     floor_ms: float | None = None
+    target: Target | None = None
 
     @property
     def ours(self) -> str:
         """Name of our variant that ratios and limits are of: packed weights where there are any, never int8."""
-        return "packed" if "packed" in self.medians_ms else "unpacked"
+        return next(name for name in ("packed", "unpacked", "step") if name in self.medians_ms)
+
+    @property
+    def reached(self) -> float | None:
+        """What the target is about; None without one, or without the contender that it names."""
+        if self.target is None:
+            return None
+        ours = self.medians_ms[self.ours]
+        if self.target.of == "token":
+            return 1e6 * ours / self.tokens
+        other = self.limit_ms if self.target.of == "limit" else self.medians_ms.get(self.target.of)
+        return ours / other if other else None
 
     def ratio(self, peer: str) -> float | None:
         """The peer's time over ours, above 1 where we are faster; None where the peer did not run."""
@@ -173,9 +203,10 @@ def measure(workload: Workload, dtype: str, threads: int, limits: Limits, stopwa
         workload.pairs,
         medians,
         {name: (max(of_one) - min(of_one)) / medians[name] for name, of_one in times.items()},
-        limits.milliseconds(workload.flops, workload.nbytes),
+        limits.milliseconds(workload.flops, workload.nbytes, workload.float_flops),
         None if "int8" not in medians else limits.milliseconds(workload.flops, workload.int8_nbytes or 0),
         [name for name, (_, eager) in prepared.items() if eager],
         workload.kept,
         None if workload.kept is None else limits.milliseconds(0, workload.nbytes),
+        workload.target,
     )

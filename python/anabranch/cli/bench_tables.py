@@ -51,6 +51,33 @@ def skip_row(row: Row) -> str:
     )
 
 
+def mixers_header() -> str:
+    return (
+        f"{'workload':<22} {'dtype':<8} {'thr':>3} {'tokens':>6}   {'ms':>8} {'spread':>6} {'ns/token':>9}   "
+        f"{'x eager':>7} {'x compiled':>10} {'x apart':>7}   {'limit ms':>8} {'x limit':>9}   "
+        f"{'held to':<10} {'is':>6} {'must':>6} {'goal':>5} {'':<6}"
+    )
+
+
+def mixers_row(row: Row) -> str:
+    """One line: our time, peers' times over ours, our time over the limit, and what the row must reach and would like
+    to ("x plain": over the same model with plain residuals)."""
+    ours, target = row.medians_ms[row.ours], row.target
+    ratios = " ".join(
+        f"{_number(row.ratio(peer)):>{width}}" for peer, width in (("eager", 7), ("compiled", 10), ("apart", 7))
+    )
+    held = "" if target is None else "ns/token" if target.of == "token" else f"x {target.of}"
+    reached = row.reached
+    must, goal = (None, None) if target is None else (target.must, target.goal)
+    verdict = "" if must is None or reached is None else "ok" if reached <= must else "MISSED"
+    return (
+        f"{row.workload:<22} {row.dtype:<8} {row.threads:>3} {row.tokens:>6}   {_number(ours):>8} "
+        f"{row.spreads[row.ours]:>6.0%} {1e6 * ours / row.tokens:>9.0f}   {ratios}   {_number(row.limit_ms):>8} "
+        f"{_number(ours / row.limit_ms):>9}   {held:<10} {_number(reached):>6} "
+        f"{_number(must):>6} {_number(goal):>5} {verdict:<6}"
+    )
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
 

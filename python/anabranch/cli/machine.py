@@ -19,14 +19,24 @@ _MEGABYTE = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What bounds every op: FLOPs per second of one dtype, and bytes per second."""
+    """What bounds every op: FLOPs per second of one dtype, and bytes per second.
+
+    Attributes:
+        float_peak: FLOPs per second of float32; None: those of the dtype.
+    """
 
     peak: float
     bandwidth: float
+    float_peak: float | None = None
 
-    def milliseconds(self, flops: float, nbytes: float) -> float:
-        """The least time for this much work: the slower of arithmetic and memory, perfectly overlapped."""
-        return 1e3 * max(flops / self.peak, nbytes / self.bandwidth)
+    def milliseconds(self, flops: float, nbytes: float, float_flops: float = 0) -> float:
+        """The least time for this much work: the slower of arithmetic and memory, perfectly overlapped.
+
+        Args:
+            float_flops: those in float32, which are done after or before the others.
+        """
+        arithmetic = flops / self.peak + float_flops / (self.float_peak or self.peak)
+        return 1e3 * max(arithmetic, nbytes / self.bandwidth)
 
 
 def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:

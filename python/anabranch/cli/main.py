@@ -21,10 +21,11 @@ def main(arguments: list[str]) -> int:
     demo = commands.add_parser("demo", help="train byte-level language models on real text and compare them")
     demo.add_argument(
         "--job",
-        choices=["experts", "skip"],
+        choices=["experts", "skip", "mixers"],
         default="experts",
         help="experts: a dense, a top-2 and a dynamic model; skip: speed and quality of one model under policies that "
-        "skip its layers or FFNs, needs transformers (default experts)",
+        "skip its layers or FFNs, needs transformers; mixers: one model with plain residuals and with residual streams "
+        "mixed by several kinds of matrices (default experts)",
     )
     demo.add_argument("--minutes", type=float, default=2.0, help="time for the whole job (default 2)")
     demo.add_argument("--text", type=Path, help="a text file; default: the Python standard library's sources")
@@ -32,12 +33,17 @@ def main(arguments: list[str]) -> int:
     demo.add_argument("--seed", type=int, default=0)
     bench = commands.add_parser("bench", help="time the kernels beside their peers and the machine's limit")
     bench.add_argument(
-        "room", nargs="?", choices=["experts", "skip"], default="experts", help="whose kernels (default experts)"
+        "room",
+        nargs="?",
+        choices=["experts", "skip", "mixers"],
+        default="experts",
+        help="whose kernels (default experts)",
     )
     bench.add_argument(
         "--mode",
         nargs="+",
-        help="experts: forward, variable_k, training; skip: forward, skipped, width, lowrank, training; default: all",
+        help="experts: forward, variable_k, training; skip: forward, skipped, width, lowrank, training; "
+        "mixers: forward, matrix, training, matrix_training, model; default: all",
     )
     bench.add_argument(
         "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16; on the CPU often float32 too"
@@ -47,6 +53,7 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--repeats", type=int, default=5)
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     bench.add_argument("--quick", action="store_true", help="a small shape, in seconds")
+    bench.add_argument("--without", nargs="+", default=[], help="contenders to leave out, like compiled of mixers")
     bench.add_argument("--json", type=Path, help="write the table to this file too")
     bench.add_argument("--svg", type=Path, help="draw the percentages of the limit into this file")
     options = parser.parse_args(arguments)
@@ -67,8 +74,10 @@ def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     try:
         if options.job == "skip":
             return _demo_skip(options)
-        from anabranch.cli.demo import run
-
+        if options.job == "mixers":
+            from anabranch.cli.demo_mixers import run
+        else:
+            from anabranch.cli.demo import run
         return run(options.minutes, options.text, options.out, options.seed)
     except (ImportError, OSError, ValueError) as error:
         parser.error(str(error))
@@ -85,6 +94,8 @@ def _demo_skip(options: argparse.Namespace) -> int:
 def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if min([*(options.tokens or []), *(options.threads or []), options.repeats]) < 1:
         parser.error("--tokens, --threads and --repeats must be at least 1")
+    if kept := {"packed", "unpacked", "step"}.intersection(options.without):
+        parser.error(f"--without: {min(kept)} is ours, must be a peer; name another")
     if options.device == "cuda" and not (anabranch.has_cuda_kernels and torch.cuda.is_available()):
         parser.error("--device is cuda, must be cpu: there is no GPU, or this build has no CUDA kernels")
     for path in (options.json, options.svg):
@@ -109,6 +120,7 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             threads=options.threads or default_threads,
             repeats=options.repeats,
             quick=options.quick,
+            without=options.without,
             json=options.json,
             svg=options.svg,
         )

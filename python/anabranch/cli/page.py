@@ -72,9 +72,9 @@ def frame(body: list[str], y_top: float, y_label: str, x_label: str) -> str:
 
 def legend(items: Sequence[tuple[str, str]]) -> list[str]:
     """(name, colour) at the right of the top."""
-    body = []
+    body, width = [], max(80, 34 + 6.5 * max((len(name) for name, _ in items), default=0))
     for position, (name, color) in enumerate(items):
-        x = WIDTH - 80 * (len(items) - position)
+        x = WIDTH - width * (len(items) - position)
         body.append(f'<rect x="{x}" y="6" width="12" height="12" fill="{color}"/>')
         body.append(svg_text(x + 17, 17, name, "start"))
     return body
@@ -88,8 +88,8 @@ def _smooth(values: Sequence[float]) -> list[float]:
     return smoothed
 
 
-def loss_plot(curves: Sequence[Curve]) -> str:
-    """Bits per byte against seconds of training, smoothed."""
+def loss_plot(curves: Sequence[Curve], x_label: str = "seconds of training") -> str:
+    """Bits per byte against seconds of training, or what else is given in their place, smoothed."""
     end = max((seconds[-1] for _, _, seconds, _ in curves if seconds), default=1.0)
     top, bottom, body = 6.0, HEIGHT - BOTTOM, legend([(name, color) for name, color, _, _ in curves])
     for _, color, seconds, train_bits in curves:
@@ -103,4 +103,4 @@ def loss_plot(curves: Sequence[Curve]) -> str:
         body.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
     for quarter in range(1, 5):
         body.append(svg_text(LEFT + (WIDTH - LEFT) * quarter / 4, bottom + 16, f"{end * quarter / 4:.0f}", "end"))
-    return frame(body, top, "bits per byte", "seconds of training")
+    return frame(body, top, "bits per byte", x_label)

@@ -1,4 +1,4 @@
-"""transformers 5.x: `experts_implementation="anabranch"` in any of its mixture-of-experts models."""
+"""transformers 5.x: `experts_implementation="anabranch"` in any of its mixture-of-experts models; `patch_mixers`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from anabranch import plan as plans
 from anabranch.experts.expert_ffn import Activation, expert_ffn
 from anabranch.experts.grouped_mm import routed_mm
 from anabranch.experts.packed_cache import PackedCache
+from anabranch.integrations.mixers import patch_mixers, restore_mixers
 
 NAME = "anabranch"
 _CACHE = "_anabranch_packed"  # attribute of an experts module
@@ -179,4 +180,4 @@ def _composed(experts: Any, hidden_states: Tensor, plan: plans.Plan) -> Tensor:
     return plans.scatter_add(out, plan).to(hidden_states.dtype)
 
 
-__all__ = ["NAME", "experts_forward", "pack", "register", "unpack"]
+__all__ = ["NAME", "experts_forward", "pack", "patch_mixers", "register", "restore_mixers", "unpack"]

@@ -1,6 +1,8 @@
 """Residual streams mixed by small matrices: hyper-connections with any manifold."""
 
+from anabranch.mixers.channel_gate import ChannelGatedConnection, channel_connect, channel_gate
 from anabranch.mixers.connection import Connection, connect
+from anabranch.mixers.gated_mean import gated_mean
 from anabranch.mixers.matrices import (
     DoublyStochasticResidual,
     cayley,
@@ -24,14 +26,22 @@ from anabranch.mixers.mixer import (
     Unconstrained,
     cyclic_permutations,
 )
+from anabranch.mixers.modules import HyperConnection, expand_streams, reduce_streams
+from anabranch.mixers.presets import Kind
 from anabranch.mixers.projection import LinearGates, Projection, SigmoidGates, SoftmaxGates
+from anabranch.mixers.sequence import HyperConnectionSequence
+from anabranch.mixers.spectrum import Spectrum, spectrum
 
 __all__ = [
     "Cayley",
+    "ChannelGatedConnection",
     "Connection",
     "DoublyStochasticResidual",
     "Grassmann",
+    "HyperConnection",
+    "HyperConnectionSequence",
     "Identity",
+    "Kind",
     "LinearGates",
     "Mixer",
     "PermutationMixture",
@@ -39,17 +49,24 @@ __all__ = [
     "SigmoidGates",
     "Sinkhorn",
     "SoftmaxGates",
+    "Spectrum",
     "TruncatedCayley",
     "Unconstrained",
     "cayley",
+    "channel_connect",
+    "channel_gate",
     "connect",
     "cyclic_permutations",
+    "expand_streams",
+    "gated_mean",
     "grassmann",
     "mix_matrix",
     "orthogonality_residual",
     "permutation_mixture",
     "projector_residual",
+    "reduce_streams",
     "sinkhorn",
+    "spectrum",
     "stochastic_residual",
     "truncated_cayley",
 ]

@@ -7,8 +7,8 @@ One step is `u = sum_j p_j x_j`, `y = sub-layer(u)`, `x'_i = sum_j H_ij x_j + q_
 
 Between two steps `merge_and_connect` does both sides in one pass over the streams.
 
-Gradients. The streams get all of theirs in the backward of `connect`, which is handed the gradient of the merged streams
-as it is and applies H itself: each step keeps its streams once and writes their gradient once.
+Gradients. The streams get all of theirs in the backward of `connect`, which is handed the gradient of the merged
+streams as it is and applies H itself: each step keeps its streams once and writes their gradient once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from anabranch.core.arguments import call_as, check_floating, check_same_device
 from anabranch.core.library import ops
 from anabranch.mixers import stream_ops  # noqa: F401  (fakes and autograd of the ops)
 from anabranch.mixers.projection import Projection
+from anabranch.mixers.recording import record
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Connection:
     def mixing(self) -> Tensor:
         """H `[..., n, n]`."""
         n = self.streams.shape[-2]
-        return self.coefficients[..., 2 * n :].unflatten(-1, (n, n))
+        return self.coefficients[..., 2 * n :].view(*self.streams.shape[:-1], n)
 
     def merge(self, y: Tensor) -> Tensor:
         """`x'_i = sum_j H_ij x_j + q_i y`.
@@ -95,16 +96,16 @@ class Connection:
         x, flat_y, coefficients = self._flat(op, y)
         projection.check(op, self.streams)
         tensors, options = projection.tensors(x), projection.options(x)
-        carry = None
-        if self._carry is None and not _needs_grad(x, flat_y, coefficients, *tensors):
+        carry = self._carry
+        if carry is None and not x.requires_grad and _needs_grad(flat_y, coefficients, *tensors):
+            carry = _carry_of(x)  # streams without a gradient, as a frozen embedding makes them
+        if carry is None:
             out, u, coefficients, _ = call_as(
                 op, ops.stream_post_pre, x, flat_y, coefficients, *tensors, *options, lagged
             )
-        elif self._carry is None:
-            raise AssertionError("a connection whose tensors need a gradient has a carry")
         else:
             out, u, coefficients, carry = _PostPre.apply(
-                x.detach(), self._carry, flat_y, coefficients, *tensors, options, lagged
+                x.detach(), carry, flat_y, coefficients, *tensors, options, lagged
             )
         return _shaped(out.view(self.streams.shape), u, coefficients, carry)
 
@@ -164,7 +165,9 @@ def connect(x: Tensor, projection: Projection, *, lag: Connection | None = None)
 
 def _shaped(x: Tensor, u: Tensor, coefficients: Tensor, carry: Tensor | None) -> Connection:
     batch = x.shape[:-2]
-    return Connection(x, u.view(*batch, x.shape[-1]), coefficients.view(*batch, coefficients.shape[-1]), carry)
+    step = Connection(x, u.view(*batch, x.shape[-1]), coefficients.view(*batch, coefficients.shape[-1]), carry)
+    record(step)
+    return step
 
 
 def _rows(tensor: Tensor, dims: int) -> Tensor:

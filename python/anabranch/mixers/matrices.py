@@ -1,4 +1,4 @@
-"""Mixing matrices from logits, as functions: `sinkhorn`, `permutation_mixture`, `cayley`, `truncated_cayley`, `grassmann`."""
+"""Mixing matrices from logits: `sinkhorn`, `permutation_mixture`, `cayley`, `truncated_cayley`, `grassmann`."""
 
 from __future__ import annotations
 

@@ -68,7 +68,8 @@ class Projection:
         weight: `[num_logits, n * C]`, or `[num_logits / n, C]` with per_stream; None: the logits are the bias, the same
             for every token (static hyper-connections).
         scale: `[num_logits]`; bias: `[num_logits]`.
-        mixer: how H comes from its logits; gates: how p and q do.
+        mixer: how H comes from its logits; gates: how p and q do. Name the gates where a Projection is made inside
+            torch.compile, which cannot make the default.
         norm_eps: under the root of the RMSNorm that is folded behind the product.
         layer_norm: LayerNorm in its place.
         tanh: `logits = scale * tanh(product) + bias`.

@@ -1,0 +1,5 @@
+#include "anabranch/mixers/gated_mean_kernels.hpp"
+
+namespace anabranch {
+ANABRANCH_GATED_MEAN_KERNELS(CpuIsa::avx512, )
+}  // namespace anabranch

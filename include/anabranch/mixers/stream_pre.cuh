@@ -49,10 +49,11 @@ StreamProducts<T> stream_products(const StreamShape& shape, const StreamProjecti
   return out;
 }
 
-/// True where the streams can be mixed or read on their way to the products.
+/// True where the streams can be mixed or read on their way to the products. More than 4 of double would not fit.
 template <class T>
 bool passes_once(const StreamProjection<T>& projection) {
-  return projection.weight && projection.segments == 1 && !projection.centered;
+  return projection.weight && projection.segments == 1 && !projection.centered &&
+         !(std::is_same_v<T, double> && projection.map.mixer.num_streams > 4);
 }
 
 /// The products where there is a weight, and the coefficients.

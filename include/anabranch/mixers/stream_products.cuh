@@ -33,11 +33,13 @@ int64_t split_weight_size(int64_t products, int64_t part) {
 template <class T, int N, int kBound>
 void launch_products(const StreamProducts<T>& problem, cudaStream_t stream) {
   using Sum = accumulate_t<T>;
-  constexpr int kTile = (kProductTokens + kProductGroup) * kStageStride * kStagePiece<Sum>;
+  constexpr int kTile = (kProductTokens + kProductGroup) * stage_stride(kBound) * (16 / static_cast<int>(sizeof(Sum)));
   const int64_t tiles = (problem.rows + kProductTokens - 1) / kProductTokens;
   const int64_t groups = (problem.products + kProductGroup - 1) / kProductGroup;
-  launch(stream_products_kernel<T, N, kBound>, grid_of(tiles * problem.splits * groups), kProductThreads,
-         shared_bytes<Sum, Sum>(kTile, kBound > 1 ? kProductTokens * kBound * (kBound + 2) : 1), stream, problem);
+  constexpr size_t kShared = shared_bytes<Sum, Sum>(kTile, kBound > 1 ? kProductTokens * kBound * (kBound + 2) : 1);
+  static_assert(kShared <= 64 * 1024, "what every architecture has");
+  launch(stream_products_kernel<T, N, kBound>, grid_of(tiles * problem.splits * groups), kProductThreads, kShared,
+         stream, problem);
 }
 
 }  // namespace detail
@@ -50,7 +52,7 @@ int64_t product_splits(int64_t rows, int64_t products, int64_t part, int64_t str
   const int64_t tokens = tensor ? detail::tensor_tokens(rows, streams) : detail::kProductTokens;
   const int64_t groups = (products + detail::kProductGroup - 1) / detail::kProductGroup;
   const int64_t blocks = std::max<int64_t>(1, (rows + tokens - 1) / tokens * groups);
-  const int64_t stage = tensor ? 2 * detail::kTensorChannels : streams == 1 ? 256 : streams <= 4 ? 64 : 32;
+  const int64_t stage = tensor ? 2 * detail::kTensorChannels : streams == 1 ? 256 : streams <= 4 ? 64 : 16;
   return std::clamp<int64_t>(std::min<int64_t>((tensor ? 264 : 512) / blocks, 64), 1,
                              (part / streams + stage - 1) / stage);
 }

@@ -2,7 +2,8 @@
 // streams; where wanted, the streams are mixed on the way (post of the step before) and read (u, by coefficients that
 // are there already: the single-pass form).
 //
-// A block takes 32 tokens, 24 products and a stretch of channels, in stages of 1 KB of sums per token: all streams over
+// A block takes 32 tokens, 24 products and a stretch of channels, in stages of 1 KB of sums per token (512 bytes beyond
+// 4 mixed streams): all streams over
 // some channels (or, plain, a row's neighbours) and the weights there, both in shared memory as float or double. Its
 // 8 warps share out a stage's numbers, 16 bytes at a time; in a warp, a lane has 4 tokens and 6 products. At the end
 // the warps' sums are added in order. What a stretch gives is one part of the result; coefficients.cuh adds up the
@@ -16,54 +17,29 @@
 #pragma once
 
 #include "anabranch/mixers/stream_mix.cuh"
+#include "anabranch/mixers/stream_products.hpp"
 
 namespace anabranch {
-
-/// Rows of x, `part` numbers each, with weight [products, part]. Mixed (`coefficients` given): a row is a token's
-/// streams [n, C], the part is n C.
-template <class T>
-struct StreamProducts {
-  using Sum = accumulate_t<T>;
-  const T* x;
-  int64_t rows, part;
-  const Sum* weight;
-  int64_t products;
-  bool centered;            // never where mixed
-  int64_t streams;          // mixed: n; else 1
-  const Sum* coefficients;  // [rows, n (n + 2)]: of the post before, and of u
-  const T* y;               // [rows, C]: x is mixed with H and q, and written to out; or null
-  T *out, *u;               // u by p; or null
-  int64_t splits;           // of the channels, product_splits()
-  Sum* parts;               // [splits, rows, products + 3]
-};
 
 namespace detail {
 
 inline constexpr int kProductTokens = 32, kProductGroup = 24, kProductThreads = 256;
 inline constexpr int kLaneTokens = 4, kLaneProducts = 6;
-/// Sums per token in a stage, and those of one 16-byte piece.
-template <class Sum>
-inline constexpr int kStageWidth = 1024 / static_cast<int>(sizeof(Sum));
-template <class Sum>
-inline constexpr int kStagePiece = 16 / static_cast<int>(sizeof(Sum));
-/// Pieces from one token's or product's to the next's: odd, so that 8 of them lie in different banks.
-inline constexpr int kStageStride = 65;
-
-/// Channels of a stage with room for kBound streams.
-template <class Sum, int kBound>
-inline constexpr int kStageChannels = kStageWidth<Sum> / kBound;
+/// 16-byte pieces from one token's or product's sums to the next's in a stage, all but the last in use: odd, so that 8
+/// of them lie in different banks, and such that tile and coefficients fit into 64 KB.
+constexpr int stage_stride(int bound) { return bound == 8 ? 33 : 65; }
 
 template <class T, int N, int kBound>
 class ProductsBlock {
   using Sum = accumulate_t<T>;
-  static constexpr int kPiece = kStagePiece<Sum>, kChannels = kStageChannels<Sum, kBound>;
-  static constexpr int kRow = kStageStride * kPiece;
+  static constexpr int kPiece = 16 / static_cast<int>(sizeof(Sum)), kStride = stage_stride(kBound);
+  static constexpr int kRow = kStride * kPiece, kChannels = (kStride - 1) * kPiece / kBound;
   using Piece = Vector<Sum, kPiece>;
 
  public:
   __device__ ProductsBlock(const StreamProducts<T>& problem_, SharedMemory shared)
       : problem(problem_),
-        tile(SharedMemory(shared).take<Piece>((kProductTokens + kProductGroup) * kStageStride)),
+        tile(SharedMemory(shared).take<Piece>((kProductTokens + kProductGroup) * kStride)),
         sums(SharedMemory(shared).take<Sum>((kProductTokens + kProductGroup) * kRow)),
         mix(shared_after_tile(shared)),
         channels(problem.part / problem.streams),
@@ -217,10 +193,10 @@ class ProductsBlock {
     for (int piece = warp; piece < pieces; piece += kProductThreads / 32) {
       Piece x[kLaneTokens];
 #pragma unroll
-      for (int i = 0; i < kLaneTokens; ++i) x[i] = tile[(lane % 8 + 8 * i) * kStageStride + piece];
+      for (int i = 0; i < kLaneTokens; ++i) x[i] = tile[(lane % 8 + 8 * i) * kStride + piece];
 #pragma unroll
       for (int k = 0; k < kLaneProducts; ++k) {
-        const Piece weight = tile[(kProductTokens + lane / 8 + 4 * k) * kStageStride + piece];
+        const Piece weight = tile[(kProductTokens + lane / 8 + 4 * k) * kStride + piece];
 #pragma unroll
         for (int i = 0; i < kLaneTokens; ++i) {
 #pragma unroll

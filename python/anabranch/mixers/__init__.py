@@ -20,17 +20,17 @@ from anabranch.mixers.mixer import (
     Grassmann,
     Identity,
     Mixer,
-    PermutationMixture,
     Sinkhorn,
     TruncatedCayley,
     Unconstrained,
-    cyclic_permutations,
 )
-from anabranch.mixers.modules import HyperConnection, expand_streams, reduce_streams
+from anabranch.mixers.modules import HyperConnection
+from anabranch.mixers.permutations import PermutationMixture, cyclic_permutations
 from anabranch.mixers.presets import Kind
 from anabranch.mixers.projection import LinearGates, Projection, SigmoidGates, SoftmaxGates
 from anabranch.mixers.sequence import HyperConnectionSequence
 from anabranch.mixers.spectrum import Spectrum, spectrum
+from anabranch.mixers.streams import expand_streams, reduce_streams
 
 __all__ = [
     "Cayley",

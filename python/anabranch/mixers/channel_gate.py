@@ -13,6 +13,9 @@ from anabranch.mixers.connection import Connection
 from anabranch.mixers.gated_mean import gated_mean
 from anabranch.mixers.mixer import check_num_streams
 from anabranch.mixers.recording import record
+from anabranch.mixers.sublayer import call_sublayer
+
+_OP = "ChannelGatedConnection"
 
 
 def channel_gate(
@@ -126,7 +129,8 @@ class ChannelGatedConnection(nn.Module):
     `up_weight [n * C, rank]`, `post_weight [n, n * C]`, normal of deviation 0.02 at first.
 
     Raises:
-        ValueError: sizes below 1; in `forward`, what `channel_connect` raises.
+        ValueError: sizes below 1; in `forward`, streams of another shape, a sub-layer that returns neither a tensor
+            nor a tuple that begins with one, and what `channel_connect` raises.
 
     Cost:
         (4 * rank + 2 * n) * n * C FLOPs a token, and what `merge` moves.
@@ -144,7 +148,7 @@ class ChannelGatedConnection(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        op = "ChannelGatedConnection"
+        op = _OP
         check_num_streams(op, num_streams)
         for name, value in (("hidden_size", hidden_size), ("rank", rank)):
             if value < 1:
@@ -167,10 +171,17 @@ class ChannelGatedConnection(nn.Module):
 
     def forward(self, streams: Tensor, *args: Any, **kwargs: Any) -> Any:
         """`[..., n, C]` to `[..., n, C]`; arguments and results as `HyperConnection.forward`."""
+        sizes = (self.num_streams, self.hidden_size)
+        if streams.dim() < 2 or streams.shape[-2:] != sizes:
+            raise ValueError(
+                f"{_OP}: streams has shape {tuple(streams.shape)}, must be (..., {sizes[0]}, {sizes[1]}); "
+                "expand_streams() makes them"
+            )
         weights = (self.norm_weight, self.down_weight, self.up_weight, self.post_weight)
         step = channel_connect(streams, *weights, norm_eps=self.norm_eps)
-        y = self.sublayer(step.input, *args, **kwargs)
-        return (step.merge(y[0]), *y[1:]) if isinstance(y, tuple) else step.merge(y)
+        y, rest = call_sublayer(_OP, self.sublayer, step.input, args, kwargs)
+        merged = step.merge(y)
+        return merged if rest is None else (merged, *rest)
 
     def extra_repr(self) -> str:
         return f"hidden_size={self.hidden_size}, num_streams={self.num_streams}, rank={self.rank}"

@@ -14,7 +14,6 @@ streams as it is and applies H itself: each step keeps its streams once and writ
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,16 +21,19 @@ from torch import Tensor
 from anabranch.core.arguments import call_as, check_floating, check_same_device
 from anabranch.core.library import ops
 from anabranch.mixers import stream_ops  # noqa: F401  (fakes and autograd of the ops)
-from anabranch.mixers.projection import Projection
+from anabranch.mixers.connection_autograd import Post, PostPre, Pre, carry_of
+from anabranch.mixers.projection import Projection, check_projection
 from anabranch.mixers.recording import record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Connection:
     """One step, half done. Made by `connect` and `merge_and_connect`.
 
     Attributes:
-        streams: x `[..., n, C]`.
+        streams: x `[..., n, C]`. In a step that `merge_and_connect` made, their gradient goes through a stand-in:
+            `retain_grad`, hooks and `torch.autograd.grad` on them see what else they were used for, not what the step
+            did with them. Gradients of everything before them, parameters included, are whole.
         input: u `[..., C]`, what the sub-layer reads, in the dtype of the streams.
         coefficients: `[..., n * (n + 2)]`, float32 (float64 for float64 streams); see `pre`, `post`, `mixing`.
     """
@@ -77,7 +79,7 @@ class Connection:
         if self._carry is None:
             out: Tensor = call_as("merge", ops.stream_post, x, flat_y, coefficients)
         else:
-            out = _Post.apply(x.detach(), self._carry, flat_y, coefficients)
+            out = Post.apply(x.detach(), self._carry, flat_y, coefficients)
         return out.view(self.streams.shape)
 
     def merge_and_connect(self, y: Tensor, projection: Projection, *, lagged: bool = False) -> Connection:
@@ -94,17 +96,18 @@ class Connection:
         """
         op = "merge_and_connect"
         x, flat_y, coefficients = self._flat(op, y)
+        check_projection(op, projection)
         projection.check(op, self.streams)
         tensors, options = projection.tensors(x), projection.options(x)
         carry = self._carry
         if carry is None and not x.requires_grad and _needs_grad(flat_y, coefficients, *tensors):
-            carry = _carry_of(x)  # streams without a gradient, as a frozen embedding makes them
+            carry = carry_of(x)  # streams without a gradient, as a frozen embedding makes them
         if carry is None:
             out, u, coefficients, _ = call_as(
                 op, ops.stream_post_pre, x, flat_y, coefficients, *tensors, *options, lagged
             )
         else:
-            out, u, coefficients, carry = _PostPre.apply(
+            out, u, coefficients, carry = PostPre.apply(
                 x.detach(), carry, flat_y, coefficients, *tensors, options, lagged
             )
         return _shaped(out.view(self.streams.shape), u, coefficients, carry)
@@ -121,20 +124,21 @@ class Connection:
         return _rows(x, 2), _rows(y.to(x.dtype), 1), _rows(self.coefficients, 1)
 
 
-def connect(x: Tensor, projection: Projection, *, lag: Connection | None = None) -> Connection:
+def connect(x: Tensor, projection: Projection, *, lag: Connection | None = None, check: bool = False) -> Connection:
     """Coefficients and the sub-layer's input, in one pass over the streams.
 
     Args:
         x: `[..., n, C]`, n from 2 to 8, float32, bfloat16, float16 or float64, of any strides.
         projection: the parameters of the step.
         lag: the step before, whose p reads the streams instead of the own (single-pass mHC).
+        check: raise ValueError for streams that are not finite. On a GPU that waits for them.
 
     Returns:
         A `Connection`; its `merge` does the second half of the step.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit. Streams that are not finite give NaN for their token
-            and touch no other.
+        ValueError: shapes, dtypes or devices that do not fit, or with `check` streams that are not finite. Without
+            it these give NaN for their token and touch no other.
 
     Gradient:
         To x and the projection's tensors, through p, q and H, as the mixer declares. Not differentiable twice. The
@@ -144,10 +148,15 @@ def connect(x: Tensor, projection: Projection, *, lag: Connection | None = None)
         Reads n*C and writes C numbers a token; 2 * num_logits * n * C FLOPs.
     """
     op = "connect"
+    check_projection(op, projection)
     projection.check(op, x)
+    if check and not bool(x.isfinite().all()):
+        raise ValueError(f"{op}: x holds NaN or infinity, must be finite; find where they come from")
     flat = _rows(x, 2)
     before = None
     if lag is not None:
+        if not isinstance(lag, Connection):
+            raise ValueError(f"{op}: lag is a {type(lag).__name__}, must be a Connection; pass the step before")
         if lag.streams.shape != x.shape:
             raise ValueError(
                 f"{op}: lag has streams of shape {tuple(lag.streams.shape)}, must be {tuple(x.shape)} like x; "
@@ -157,7 +166,7 @@ def connect(x: Tensor, projection: Projection, *, lag: Connection | None = None)
     tensors, options = projection.tensors(x), projection.options(x)
     carry = None
     if _needs_grad(flat, before, *tensors):
-        u, coefficients, carry = _Pre.apply(flat, before, *tensors, options)
+        u, coefficients, carry = Pre.apply(flat, before, *tensors, options)
     else:
         u, coefficients, _ = call_as(op, ops.stream_pre, flat, before, *tensors, *options)
     return _shaped(x, u, coefficients, carry)
@@ -178,70 +187,3 @@ def _rows(tensor: Tensor, dims: int) -> Tensor:
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
-
-
-def _carry_of(x: Tensor) -> Tensor:
-    """Of the streams' shape and no size: only its gradient is used."""
-    return x.new_empty(()).expand(x.shape)
-
-
-class _Pre(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lag: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-        *tensors, options = rest
-        u, coefficients, statistics = call_as("connect", ops.stream_pre, x, lag, *tensors, *options)
-        ctx.options = options
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, lag, coefficients, statistics, *tensors)
-        return u, coefficients, _carry_of(x)
-
-    @staticmethod
-    def backward(ctx: Any, du: Tensor | None, dcoefficients: Tensor | None, dnext: Tensor | None) -> Any:
-        x, lag, coefficients, statistics, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        wanted = needs[0] | needs[2] << 1 | needs[3] << 2 | needs[4] << 3 | needs[1] << 4
-        dx, dweight, dscale, dbias, dlag = ops.stream_pre_backward(
-            du, dcoefficients, dnext, None, x, lag, coefficients, statistics, *tensors, *ctx.options, wanted
-        )
-        given = (dx, dlag, dweight, dscale, dbias)
-        return (*(one if need else None for one, need in zip(given, needs, strict=False)), None)
-
-
-class _Post(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, carry: Tensor, y: Tensor, coefficients: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y, coefficients)
-        out: Tensor = call_as("merge", ops.stream_post, x, y, coefficients)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> Any:
-        wanted = ctx.needs_input_grad[2] << 1 | ctx.needs_input_grad[3] << 2
-        _, dy, dcoefficients = ops.stream_post_backward(dout, *ctx.saved_tensors, wanted)
-        return (
-            None,
-            dout,
-            dy if ctx.needs_input_grad[2] else None,
-            dcoefficients if ctx.needs_input_grad[3] else None,
-        )
-
-
-class _PostPre(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, carry: Tensor, y: Tensor, coefficients: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-        *tensors, options, lagged = rest
-        out, u, following, statistics = call_as(
-            "merge_and_connect", ops.stream_post_pre, x, y, coefficients, *tensors, *options, lagged
-        )
-        ctx.options = (*options, lagged)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, y, coefficients, following, statistics, *tensors)
-        return out, u, following, _carry_of(x)
-
-    @staticmethod
-    def backward(
-        ctx: Any, dout: Tensor | None, du: Tensor | None, dcoefficients: Tensor | None, dnext: Tensor | None
-    ) -> Any:
-        gradients = ops.stream_post_pre_backward(du, dcoefficients, dnext, dout, *ctx.saved_tensors, *ctx.options)
-        needs = ctx.needs_input_grad[1:]
-        return (None, *(one if need else None for one, need in zip(gradients, needs, strict=False)), None, None)

@@ -16,11 +16,12 @@ from anabranch.mixers.mixer import (
     Grassmann,
     Mixer,
     Order,
-    PermutationMixture,
     Sinkhorn,
     TruncatedCayley,
+    check_mixer,
     check_num_streams,
 )
+from anabranch.mixers.permutations import PermutationMixture, Permutations
 
 
 class DoublyStochasticResidual(NamedTuple):
@@ -70,6 +71,7 @@ def mix_matrix(logits: Tensor, mixer: Mixer, n: int, *, check: bool = False) -> 
 
 
 def _mix(op: str, logits: Tensor, mixer: Mixer, n: int, check: bool) -> Tensor:
+    check_mixer(op, mixer)
     check_floating(op, logits=logits)
     check_num_streams(op, n)
     count = mixer.num_logits(n)
@@ -134,7 +136,7 @@ def permutation_mixture(
     logits: Tensor,
     *,
     n: int | None = None,
-    permutations: tuple[tuple[int, ...], ...] | None = None,
+    permutations: Permutations | None = None,
     check: bool = False,
     return_residual: bool = False,
 ) -> Any:
@@ -151,11 +153,17 @@ def permutation_mixture(
         `[..., n, n]`; rows and columns sum to 1 within rounding.
 
     Raises:
-        ValueError: a number of logits that fits no n.
+        ValueError: a number of logits that fits no n; n and permutations that disagree.
     """
     op = "permutation_mixture"
-    if permutations is not None and permutations:
-        n = len(permutations[0])
+    mixer = PermutationMixture(permutations)
+    if mixer.permutations:
+        columns = len(mixer.permutations[0])
+        if n not in (None, columns):
+            raise ValueError(
+                f"{op}: n is {n}, must be {columns} like the columns of permutations; leave it out beside them"
+            )
+        n = columns
     elif n is None:
         count = logits.shape[-1] if logits.dim() else 0
         n = {2: 2, 6: 3, 24: 4, 120: 5}.get(count)
@@ -163,15 +171,16 @@ def permutation_mixture(
             raise ValueError(
                 f"{op}: logits has shape {tuple(logits.shape)}, must be (..., 2, 6, 24 or 120); pass permutations"
             )
-    matrices = _mix(op, logits, PermutationMixture(permutations), n, check)
+    matrices = _mix(op, logits, mixer, n, check)
     return (matrices, stochastic_residual(matrices)) if return_residual else matrices
 
 
 def cayley(logits: Tensor, *, scale: float = 0.1, check: bool = False, return_residual: bool = False) -> Any:
-    """Orthogonal matrices `(I - B)^-1 (I + B)`, `B = scale / 2 (G - G^T)`, exact for any logits `G [..., n, n]`.
+    """Orthogonal matrices `(I - B)^-1 (I + B)`, `B = scale / 2 (G - G^T)`, of logits `G [..., n, n]`.
 
     JPmHC (arXiv 2602.18308) truncates this map: `truncated_cayley`. Here n <= 4 has a closed form and more streams an
-    elimination; `max |H^T H - I|` stays below 1e-6 in float32 up to logits of standard deviation 100.
+    elimination. Exact up to logits of standard deviation 100 in float32: `max |H^T H - I|` stays below 1e-6 there.
+    Beyond, rounding grows with the logits; float64 logits go further.
 
     Args:
         logits: `[..., n, n]`; scale: the paper's alpha.

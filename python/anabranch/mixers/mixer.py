@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from dataclasses import dataclass
-from functools import cache
 from typing import ClassVar, Literal, TypeAlias
 
 import torch
@@ -15,13 +14,23 @@ Order: TypeAlias = Literal["columns_first", "rows_first"]
 MixerArguments: TypeAlias = tuple[Tensor | None, int, int, int, int, float, float, float, bool, bool, bool]
 
 MIN_STREAMS, MAX_STREAMS = 2, 8
-_ALL_PERMUTATIONS_UP_TO = 5
 
 
 def check_num_streams(op: str, n: int) -> None:
     """Raises ValueError unless there are 2 to 8 streams."""
-    if not MIN_STREAMS <= n <= MAX_STREAMS:
+    if not isinstance(n, (int, torch.SymInt)) or not MIN_STREAMS <= n <= MAX_STREAMS:
         raise ValueError(f"{op}: there are {n} streams, must be {MIN_STREAMS} to {MAX_STREAMS}; use another number")
+
+
+def _check_iterations(op: str, iters: int, advice: str) -> None:
+    # A bool is an int, and as a number of iterations a mistake.
+    if isinstance(iters, bool) or not isinstance(iters, int) or not 1 <= iters <= 1000:
+        raise ValueError(f"{op}: iters is {iters!r}, must be an integer from 1 to 1000; {advice}")
+
+
+def _check_number(op: str, name: str, value: float, advice: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{op}: {name} is {value!r}, must be a finite number; {advice}")
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,12 @@ class Mixer:
         return (permutations, n, self._kind, iterations, rank, eps, tolerance, scale, *flags)
 
 
+def check_mixer(op: str, mixer: Mixer) -> None:
+    """Raises ValueError for what is none of this package's mixers."""
+    if not isinstance(mixer, Mixer):
+        raise ValueError(f"{op}: mixer is {mixer!r}, must be a Mixer; pass one such as Sinkhorn()")
+
+
 @dataclass(frozen=True)
 class Identity(Mixer):
     """`H = I`, without logits: streams are read and written, not mixed (hy_v4, qwen4_exp)."""
@@ -87,7 +102,8 @@ class Sinkhorn(Mixer):
 
     Args:
         iters: iterations, each one division of the columns and one of the rows by their sums; 20 if tol is None too.
-        tol: instead of iters: the exact doubly stochastic matrix, its columns' sums within tol of 1.
+        tol: instead of iters: the exact doubly stochastic matrix, its columns' sums within tol of 1 before rounding to
+            the result's dtype.
         order: "columns_first" is the paper's, whose rows are right and columns nearly; "rows_first" what DeepSeek and
             transformers ship: the transpose of the paper's matrix for transposed logits.
         eps: added to the entries after the first division and to every later sum; the shipped code has 1e-6.
@@ -108,8 +124,11 @@ class Sinkhorn(Mixer):
         op = "sinkhorn"
         if self.iters is not None and self.tol is not None:
             raise ValueError(f"{op}: iters and tol are both given, must be one; leave out iters for the exact matrix")
-        if self.iters is not None and not 1 <= self.iters <= 1000:
-            raise ValueError(f"{op}: iters is {self.iters}, must be 1 to 1000; for a converged matrix give tol")
+        if self.iters is not None:
+            _check_iterations(op, self.iters, "for a converged matrix give tol")
+        if self.tol is not None:
+            _check_number(op, "tol", self.tol, "1e-6 is usual")
+        _check_number(op, "eps", self.eps, "leave it out")
         if self.tol is not None and not 1e-12 <= self.tol < 1:
             raise ValueError(f"{op}: tol is {self.tol}, must be at least 1e-12 and less than 1; 1e-6 is usual")
         if self.eps != 0 and (self.tol is not None or not 1e-12 <= self.eps < 1):
@@ -139,66 +158,14 @@ class Sinkhorn(Mixer):
 
 
 @dataclass(frozen=True)
-class PermutationMixture(Mixer):
-    """`H = sum_k softmax(logits)_k P_k`: mHC-lite (arXiv 2601.05732). Doubly stochastic to rounding.
-
-    Args:
-        permutations: rows `(column of row 0's one, column of row 1's, ...)`. None: all n! in the order of
-            `itertools.permutations`, for n <= 5. Fewer span a smaller polytope: not every doubly stochastic matrix
-            can be reached. `cyclic_permutations(n)` is a small choice for n >= 6.
-        transpose: `H` is the transpose of the mixture, as mHC-lite's release mixes.
-    """
-
-    permutations: tuple[tuple[int, ...], ...] | None = None
-    transpose: bool = False
-    _kind = 4
-
-    def table(self, n: int) -> tuple[tuple[int, ...], ...]:
-        """The permutations for n streams. Raises ValueError where there are none."""
-        op = "permutation_mixture"
-        if self.permutations is None:
-            if n > _ALL_PERMUTATIONS_UP_TO:
-                raise ValueError(
-                    f"{op}: permutations is None, must be given for {n} streams, whose {n}! are too many; "
-                    f"pass a subset such as cyclic_permutations({n})"
-                )
-            return tuple(itertools.permutations(range(n)))
-        for row in self.permutations:
-            if sorted(row) != list(range(n)):
-                raise ValueError(f"{op}: permutations holds {row}, must hold orders of 0 to {n - 1}; mend that row")
-        if not self.permutations:
-            raise ValueError(f"{op}: permutations is empty, must hold one at least; pass None for all")
-        return self.permutations
-
-    def num_logits(self, n: int) -> int:
-        return len(self.table(n))
-
-    def arguments(self, n: int, device: torch.device) -> MixerArguments:
-        # torch.compile looks through a cache and warns.
-        table = _new_table if torch.compiler.is_compiling() else _kept_table
-        return self._arguments(n, permutations=table(self.table(n), device), transposed_matrix=self.transpose)
-
-
-def _new_table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int32, device=device)
-
-
-_kept_table = cache(_new_table)
-
-
-def cyclic_permutations(n: int) -> tuple[tuple[int, ...], ...]:
-    """The rotations and reflections of n streams, the identity first: for `PermutationMixture` from n = 6 on."""
-    check_num_streams("cyclic_permutations", n)
-    turns = [tuple((i + k) % n for i in range(n)) for k in range(n)]
-    return tuple(dict.fromkeys(turns + [tuple((k - i) % n for i in range(n)) for k in range(n)]))
-
-
-@dataclass(frozen=True)
 class Cayley(Mixer):
-    """Orthogonal for any logits: the exact map `(I - B)^-1 (I + B)`, `B = scale / 2 (G - G^T)` (arXiv 2602.18308)."""
+    """Orthogonal: the map `(I - B)^-1 (I + B)`, `B = scale / 2 (G - G^T)` (arXiv 2602.18308). See `cayley`."""
 
     scale: float = 0.1
     _kind = 5
+
+    def __post_init__(self) -> None:
+        _check_number("cayley", "scale", self.scale, "0.1 is the paper's")
 
     def arguments(self, n: int, device: torch.device) -> MixerArguments:
         return self._arguments(n, scale=self.scale)
@@ -218,8 +185,8 @@ class TruncatedCayley(Mixer):
     _kind = 6
 
     def __post_init__(self) -> None:
-        if not 1 <= self.iters <= 1000:
-            raise ValueError(f"truncated_cayley: iters is {self.iters}, must be 1 to 1000; 2 is the paper's")
+        _check_number("truncated_cayley", "scale", self.scale, "0.1 is the paper's")
+        _check_iterations("truncated_cayley", self.iters, "2 is the paper's")
 
     def arguments(self, n: int, device: torch.device) -> MixerArguments:
         return self._arguments(n, scale=self.scale, iterations=self.iters)
@@ -235,6 +202,10 @@ class Grassmann(Mixer):
 
     rank: int | None = None
     _kind = 7
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, int)):
+            raise ValueError(f"grassmann: rank is {self.rank!r}, must be an integer or None; n // 2 is usual")
 
     def rank_of(self, n: int) -> int:
         """The rank for n streams. Raises ValueError where it does not fit."""

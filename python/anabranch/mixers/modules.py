@@ -1,17 +1,17 @@
-"""`HyperConnection`: residual streams around any sub-layer; `expand_streams` and `reduce_streams` around a model."""
+"""`HyperConnection`: residual streams around any sub-layer."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from anabranch.core.arguments import check_floating, check_same_device
 from anabranch.mixers.connection import connect
-from anabranch.mixers.mixer import Mixer, check_num_streams
+from anabranch.mixers.mixer import Mixer, check_mixer, check_num_streams
 from anabranch.mixers.presets import Kind, initial_bias, preset
-from anabranch.mixers.projection import Gates, Projection, SoftmaxGates
+from anabranch.mixers.projection import Gates, Projection, SoftmaxGates, check_gates
+from anabranch.mixers.sublayer import call_sublayer
 
 
 class HyperConnection(nn.Module):
@@ -51,7 +51,8 @@ class HyperConnection(nn.Module):
         their gradient is written once. Not differentiable twice.
 
     Raises:
-        ValueError: sizes or options that do not fit; in `forward`, streams of another shape and what `connect` raises.
+        ValueError: sizes or options that do not fit; in `forward`, streams of another shape, a sub-layer that returns
+            neither a tensor nor a tuple that begins with one, and what `connect` and `merge` raise.
 
     Cost:
         `connect` and `merge` a token: 2 * logits * n * C FLOPs, 2 * n * C + C numbers read, n * C + C written.
@@ -82,6 +83,10 @@ class HyperConnection(nn.Module):
         if hidden_size < 1:
             raise ValueError(f"{op}: hidden_size is {hidden_size}, must be at least 1; give a positive size")
         check_num_streams(op, num_streams)
+        if mixer is not None:
+            check_mixer(op, mixer)
+        if gates is not None:
+            check_gates(op, gates)
         chosen = self._preset = preset(kind, num_streams)
         self.sublayer = sublayer
         self.hidden_size, self.num_streams, self.layer_index = hidden_size, num_streams, layer_index
@@ -166,8 +171,7 @@ class HyperConnection(nn.Module):
 
     def run(self, u: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, tuple[Any, ...] | None]:
         """The sub-layer: its output, and what else it returns (None if it returns no tuple)."""
-        y = self.sublayer(u, *args, **kwargs)
-        return (y[0], tuple(y[1:])) if isinstance(y, tuple) else (y, None)
+        return call_sublayer("HyperConnection", self.sublayer, u, args, kwargs)
 
     def check(self, streams: Tensor) -> None:
         """Raises ValueError for streams that are not `[..., n, C]`."""
@@ -185,52 +189,3 @@ class HyperConnection(nn.Module):
     def extra_repr(self) -> str:
         dynamic = "" if self.weight is not None else ", dynamic=False"
         return f"hidden_size={self.hidden_size}, num_streams={self.num_streams}, mixer={self.mixer}{dynamic}"
-
-
-def expand_streams(x: Tensor, n: int) -> Tensor:
-    """n equal residual streams `[..., n, C]` of hidden states `[..., C]`.
-
-    Returns:
-        A view that repeats x without memory of its own; write nothing into it. The gradient of x is their sum.
-
-    Raises:
-        ValueError: n out of 2 to 8, or no channels.
-    """
-    op = "expand_streams"
-    check_num_streams(op, n)
-    if x.dim() == 0:
-        raise ValueError(f"{op}: x has shape (), must be (..., channels); give it a dimension of channels")
-    return x.unsqueeze(-2).expand(*x.shape[:-1], n, x.shape[-1])
-
-
-def reduce_streams(x: Tensor, how: Literal["sum", "mean"] | Tensor = "sum") -> Tensor:
-    """One `[..., C]` of the streams `[..., n, C]`.
-
-    Args:
-        how: "sum", as HC and mHC-lite end; "mean"; or weights that broadcast to `[..., n]`, such as a learned `[n]`.
-
-    Returns:
-        In the dtype of x, summed in float32 (float64 for float64).
-
-    Raises:
-        ValueError: streams or weights that do not fit.
-
-    Cost:
-        Reads n*C and writes C numbers a token, with weights as torch composes them.
-    """
-    op = "reduce_streams"
-    check_floating(op, x=x)
-    if x.dim() < 2:
-        raise ValueError(f"{op}: x has shape {tuple(x.shape)}, must be (..., streams, channels); expand_streams()")
-    if isinstance(how, Tensor):
-        check_floating(op, how=how)
-        check_same_device(op, "x", x, how=how)
-        if how.dim() == 0 or how.shape[-1] != x.shape[-2]:
-            raise ValueError(
-                f"{op}: how has shape {tuple(how.shape)}, must be (..., {x.shape[-2]}); give a weight per stream"
-            )
-        sums = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return torch.einsum("...n,...nc->...c", how.to(sums), x.to(sums)).to(x.dtype)
-    if how not in ("sum", "mean"):
-        raise ValueError(f"{op}: how is {how!r}, must be 'sum', 'mean' or a tensor of weights; name one")
-    return x.sum(-2) if how == "sum" else x.mean(-2)

@@ -14,12 +14,11 @@ from anabranch.mixers.mixer import (
     Grassmann,
     Identity,
     Mixer,
-    PermutationMixture,
     Sinkhorn,
     TruncatedCayley,
     Unconstrained,
-    cyclic_permutations,
 )
+from anabranch.mixers.permutations import PermutationMixture, cyclic_permutations
 from anabranch.mixers.projection import Gates, LinearGates, SigmoidGates, SoftmaxGates
 
 Kind: TypeAlias = Literal["hc", "hc_static", "mhc", "mhc_exact", "mhc_lite", "jpmhc", "grassmann", "identity"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from anabranch.core.arguments import check_floating, check_same_device
-from anabranch.mixers.mixer import Mixer, check_num_streams
+from anabranch.mixers.mixer import Mixer, check_mixer, check_num_streams
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,15 @@ Gates: TypeAlias = SigmoidGates | SoftmaxGates | LinearGates
 _GATE_KINDS = {SigmoidGates: 0, SoftmaxGates: 1, LinearGates: 2}
 
 
-@dataclass(frozen=True)
+def check_gates(op: str, gates: Gates) -> None:
+    """Raises ValueError for what is none of the gates above."""
+    if type(gates) not in _GATE_KINDS:
+        raise ValueError(
+            f"{op}: gates is {gates!r}, must be SigmoidGates, SoftmaxGates or LinearGates; pass one of these"
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Projection:
     """The parameters of one stream step: `logits = scale * (weight @ norm(x)) + bias`, coefficients from the logits.
 
@@ -94,6 +102,8 @@ class Projection:
 
     def check(self, op: str, x: Tensor) -> None:
         """Raises ValueError where the parameters do not fit streams `[..., n, C]`."""
+        check_mixer(op, self.mixer)
+        check_gates(op, self.gates)
         check_floating(op, x=x, weight=self.weight, scale=self.scale, bias=self.bias)
         if x.dim() < 2 or x.shape[-1] == 0:
             raise ValueError(f"{op}: x has shape {tuple(x.shape)}, must be (..., streams, channels); expand_streams()")
@@ -146,4 +156,13 @@ class Projection:
             temperature,
             self.per_stream,
             *self.mixer.arguments(n, x.device),
+        )
+
+
+def check_projection(op: str, projection: Projection) -> None:
+    """Raises ValueError for what is no `Projection`."""
+    if not isinstance(projection, Projection):
+        raise ValueError(
+            f"{op}: projection is a {type(projection).__name__}, must be a Projection; a HyperConnection's is "
+            "its .projection()"
         )

@@ -33,4 +33,4 @@ def record(step: Connection) -> None:
         return
     matrices = _matrices.get()
     if matrices is not None:
-        matrices.append(step.mixing.detach())
+        matrices.append(step.mixing.detach().clone())

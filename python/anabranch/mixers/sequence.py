@@ -16,6 +16,9 @@ from anabranch.mixers.reversible import run_fused, run_reversible
 class HyperConnectionSequence(nn.Module):
     """`HyperConnection`s one after another; what one writes and the next reads is one pass over the streams.
 
+    The blocks' parameters and sub-layers run, not the blocks themselves: forward hooks on a block do not run, those on
+    its sub-layer do.
+
     Args:
         blocks: at least one, of equal `hidden_size` and `num_streams`; mixers may differ. Each sub-layer returns a
             tensor.
@@ -26,7 +29,8 @@ class HyperConnectionSequence(nn.Module):
             those after it, `x = H^T (x' - q y)`, and runs its sub-layer again. For a block C + n * (n + 2) numbers a
             token are kept, neither its streams nor what its sub-layer would keep. Random numbers are drawn again and
             autocast is as it was. Sub-layers must not change state in their forward. Under torch.compile it runs
-            eagerly between graphs, and `fullgraph=True` is an error that says so.
+            eagerly between graphs, and `fullgraph=True` is an error that says so. It is not for CUDA graphs: keeping
+            the generators' states is host work.
 
     Gradient:
         As block by block. Reversible: the same formulas on rebuilt streams. Each rebuilding rounds to the streams'

@@ -60,7 +60,7 @@ def spectrum(source: nn.Module | Tensor | Sequence[Tensor], *inputs: Any, **keyw
             `ChannelGatedConnection`, and transformers' after `patch_mixers`.
 
     Raises:
-        ValueError: no matrices, matrices of different shapes, inputs beside matrices; a model without such steps, or
+        ValueError: no matrices, empty or complex ones, or of different shapes or devices, inputs beside matrices; a model without such steps, or
             compiled, which records none.
 
     Cost:
@@ -78,12 +78,14 @@ def spectrum(source: nn.Module | Tensor | Sequence[Tensor], *inputs: Any, **keyw
     else:
         if inputs or keywords:
             raise ValueError(f"{op}: inputs are given beside matrices, must be left out; pass a model to call it")
-        matrices = list(source)
+        matrices = _matrices(op, source)
     shapes = sorted({tuple(one.shape) for one in matrices})
     if len(shapes) != 1 or len(shapes[0]) < 2 or shapes[0][-1] != shapes[0][-2]:
         raise ValueError(
             f"{op}: matrices have shapes {shapes}, must all be one (..., n, n); pass one per depth, of the same tokens"
         )
+    if 0 in shapes[0]:
+        raise ValueError(f"{op}: matrices have shape {shapes[0]}, must hold numbers; pass one token at least")
     n = shapes[0][-1]
     steps = torch.stack([one.detach().double().reshape(-1, n, n) for one in matrices])
     products = [steps[0]]
@@ -101,3 +103,18 @@ def spectrum(source: nn.Module | Tensor | Sequence[Tensor], *inputs: Any, **keyw
         column_error=residual.column_error,
         orthogonality_error=orthogonality_residual(steps),
     )
+
+
+def _matrices(op: str, source: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    if not (isinstance(source, Sequence) or (isinstance(source, Tensor) and source.dim() > 0)):
+        raise ValueError(
+            f"{op}: source is {source!r}, must be a model, a sequence of matrices or a tensor [L, ..., n, n]; pass one"
+        )
+    matrices = list(source)
+    for index, one in enumerate(matrices):
+        if not isinstance(one, Tensor) or one.is_complex() or one.device != matrices[0].device:
+            what = f"{one.dtype} on {one.device}" if isinstance(one, Tensor) else f"a {type(one).__name__}"
+            raise ValueError(
+                f"{op}: source[{index}] is {what}, must be a real tensor on the device of the first; convert it"
+            )
+    return matrices

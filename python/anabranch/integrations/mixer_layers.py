@@ -84,10 +84,36 @@ def _hooked(module: nn.Module) -> bool:
     return any(hooks) or hasattr(module, "_hf_hook")
 
 
+def _is_foreign(child: nn.Module) -> bool:
+    """Whether reading the weights of a hyper-connection's part is not all that calling it does (adapters, hooks)."""
+    if _hooked(child):
+        return True
+    if type(child).__name__.endswith("RMSNorm"):
+        return False
+    return type(child).forward is not nn.Linear.forward or "forward" in child.__dict__ or child.bias is not None
+
+
+def _is_whole(hc: nn.Module) -> bool:
+    return not any(_is_foreign(child) for child in hc.children())
+
+
+def connection_forward(hc: Any, *args: Any, **kwargs: Any) -> Any:
+    run = CONNECTIONS[kind_of(hc)] if _is_whole(hc) else type(hc).forward
+    return run(hc, *args, **kwargs)
+
+
+def head_forward(head: Any, *args: Any, **kwargs: Any) -> Any:
+    run = HEADS[kind_of(head)] if _is_whole(head) else type(head).forward
+    return run(head, *args, **kwargs)
+
+
 def layer_forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
     run, *names = LAYERS[kind_of(layer)]
-    if any(_hooked(getattr(layer, name)) for name in names):
-        return type(layer).forward(layer, *args, **kwargs)
+    for hc in (getattr(layer, name) for name in names):
+        if kind_of(hc) not in CONNECTIONS or _hooked(hc) or not _is_whole(hc):
+            return type(layer).forward(layer, *args, **kwargs)
+    if "past_key_values" in kwargs:  # the deprecated name, which transformers renames too
+        kwargs.setdefault("cache", kwargs.pop("past_key_values"))
     return run(layer, *args, **kwargs)
 
 
@@ -161,12 +187,18 @@ CONNECTIONS: dict[str, Callable[..., Any]] = {
     "DeepseekV4HyperConnection": _mixed,
     "Glm5NextTextHyperConnection": _mixed,
     "HYV4HyperConnection": _unmixed,
+    "HYV4VLHyperConnection": _unmixed,
     "Qwen4ExpTextGatedResidual": _channel_gated,
 }
-HEADS: dict[str, Callable[..., Any]] = {"DeepseekV4HyperHead": _head, "HYV4HyperHead": _head}
+HEADS: dict[str, Callable[..., Any]] = {
+    "DeepseekV4HyperHead": _head,
+    "HYV4HyperHead": _head,
+    "HYV4VLHyperHead": _head,
+}
 LAYERS: dict[str, tuple[Any, str, str]] = {
     "DeepseekV4DecoderLayer": (_deepseek_v4, "attn_hc", "ffn_hc"),
     "Glm5NextTextDecoderLayer": (_hy_v4, "attn_hc", "ffn_hc"),
     "HYV4DecoderLayer": (_hy_v4, "attn_hc", "ffn_hc"),
+    "HYV4VLDecoderLayer": (_hy_v4, "attn_hc", "ffn_hc"),
     "Qwen4ExpTextDecoderLayer": (_qwen4_exp, "attn_hyper_connection", "mlp_hyper_connection"),
 }

@@ -1,4 +1,4 @@
-"""transformers 5.x: the hyper-connections of deepseek_v4, glm5_next, hy_v4 and qwen4_exp on the stream kernels.
+"""transformers 5.x: hyper-connections of deepseek_v4, glm5_next, hy_v4, hy_v4_vl and qwen4_exp on the stream kernels.
 
 `patch_mixers` gives three kinds of modules a forward of ours: the hyper-connections themselves (for whoever calls
 them), the decoder layers (so that reading, writing and mixing of the streams are ours and one pass does a writing and
@@ -13,7 +13,15 @@ from typing import Any
 
 from torch import nn
 
-from anabranch.integrations.mixer_layers import CONNECTIONS, HEADS, LAYERS, kind_of, layer_forward
+from anabranch.integrations.mixer_layers import (
+    CONNECTIONS,
+    HEADS,
+    LAYERS,
+    connection_forward,
+    head_forward,
+    kind_of,
+    layer_forward,
+)
 from anabranch.mixers.mixer import check_num_streams
 
 
@@ -22,10 +30,11 @@ def patch_mixers(model: nn.Module) -> int:
 
     Names and shapes of parameters stay, so checkpoints, optimizers and `from_pretrained` see no difference; hooks of
     the layers run. A second call changes nothing. Written for transformers 5.23 and 5.24: deepseek_v4, glm5_next (its
-    language model), hy_v4, qwen4_exp.
+    language model), hy_v4, hy_v4_vl, qwen4_exp.
 
-    A layer calls neither of its two hyper-connection modules; if one of them has a hook, the layer's own forward runs
-    instead and calls them.
+    A layer calls neither of its two hyper-connection modules nor what is in them. If one of them has a hook, or holds
+    something that does more than its weights say (an adapter, a quantised layer, a hook), the layer's own forward runs
+    instead and calls them; one that holds such runs its own forward too.
 
     Args:
         model: of transformers, or any module that holds such models.
@@ -40,7 +49,7 @@ def patch_mixers(model: nn.Module) -> int:
     Gradient:
         To all parameters and streams, of the model's own iterations (`Sinkhorn(backward="unrolled")`).
         Equal to transformers' within rounding: transformers rounds the coefficients to the streams' dtype (all models
-        but hy_v4) and sums products in it, the kernels keep float32 coefficients and sums and round once.
+        but hy_v4 and hy_v4_vl) and sums products in it, the kernels keep float32 coefficients and sums and round once.
 
     Cost:
         See `Connection.merge_and_connect`.
@@ -50,7 +59,8 @@ def patch_mixers(model: nn.Module) -> int:
     if not connections:
         raise ValueError(
             f"{op}: model is a {type(model).__name__} without hyper-connections, must have those of deepseek_v4, "
-            "glm5_next, hy_v4 or qwen4_exp of transformers; wrap sub-layers in anabranch.mixers.HyperConnection instead"
+            "glm5_next, hy_v4, hy_v4_vl or qwen4_exp of transformers; wrap sub-layers in "
+            "anabranch.mixers.HyperConnection instead"
         )
     for module in connections:
         check_num_streams(op, int(module.hc_count if hasattr(module, "hc_count") else module.hc_mult))  # type: ignore[arg-type]
@@ -87,11 +97,13 @@ def _forward_of(module: nn.Module) -> Callable[..., Any] | None:
     kind = kind_of(module)
     if kind in LAYERS:
         return layer_forward
-    return CONNECTIONS.get(kind) or HEADS.get(kind)
+    if kind in CONNECTIONS:
+        return connection_forward
+    return head_forward if kind in HEADS else None
 
 
 def _is_patch(forward: Any) -> bool:
-    ours = {layer_forward, *CONNECTIONS.values(), *HEADS.values()}
+    ours = (layer_forward, connection_forward, head_forward)
     return isinstance(forward, functools.partial) and forward.func in ours
 
 

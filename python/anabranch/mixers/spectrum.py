@@ -60,8 +60,8 @@ def spectrum(source: nn.Module | Tensor | Sequence[Tensor], *inputs: Any, **keyw
             `ChannelGatedConnection`, and transformers' after `patch_mixers`.
 
     Raises:
-        ValueError: no matrices, empty or complex ones, or of different shapes or devices, inputs beside matrices; a model without such steps, or
-            compiled, which records none.
+        ValueError: no matrices, empty or complex ones, or of different shapes or devices; inputs beside matrices; a
+            model without such steps, or compiled, which records none.
 
     Cost:
         A model's forward, n * n numbers a token and step, and an n x n singular value decomposition for each.

@@ -9,103 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from mixer_families import (  # noqa: F401  (one_thread is for every test)
+    FAMILIES,
+    HEADS,
+    build,
+    deepseek,
+    gradients,
+    hunyuan,
+    hunyuan_vl,
+    one_thread,
+    qwen,
+    run,
+    tokens,
+)
+from torch import nn
 
-transformers = pytest.importorskip("transformers", minversion="5.23")
-pytest.importorskip("transformers.models.qwen4_exp")
-
-from transformers.models import deepseek_v4, glm5_next, hy_v4, qwen4_exp  # noqa: E402
-
-from anabranch.integrations.transformers import patch_mixers, restore_mixers  # noqa: E402
-from anabranch.mixers import spectrum  # noqa: E402
-
-VOCABULARY = 97
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "max_position_embeddings": 64,
-    "moe_intermediate_size": 16,
-    "num_experts_per_tok": 2,
-}
-INDEX: dict[str, Any] = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}
-LATENT: dict[str, Any] = {"q_lora_rank": 8, "kv_lora_rank": 8, "v_head_dim": 16, "num_key_value_heads": 4}
-TWO_KINDS = ["linear_attention", "indexed_attention"]
+from anabranch.integrations.transformers import patch_mixers, restore_mixers
+from anabranch.mixers import spectrum
 
 
-def deepseek() -> Any:
-    config = deepseek_v4.DeepseekV4Config(
-        **COMMON, **INDEX, num_key_value_heads=1, head_dim=16, q_lora_rank=8, n_routed_experts=4, o_groups=2,
-        o_lora_rank=8, sliding_window=8, partial_rotary_factor=0.5, layer_types=["sliding_attention"] * 2,
-        mlp_layer_types=["moe"] * 2,
-    )  # fmt: skip
-    return deepseek_v4.DeepseekV4ForCausalLM(config)
-
-
-def hunyuan() -> Any:
-    config = hy_v4.HYV4Config(
-        **COMMON, **INDEX, **LATENT, intermediate_size=24, head_dim=16, n_routed_experts=4, qk_nope_head_dim=8,
-        qk_rope_head_dim=8, hc_mult=3, hc_magnitude=1.5,
-    )  # fmt: skip
-    return hy_v4.HYV4ForCausalLM(config)
-
-
-def glm() -> Any:
-    config = glm5_next.Glm5NextTextConfig(
-        **COMMON, **INDEX, **LATENT, intermediate_size=24, n_routed_experts=4, qk_nope_head_dim=16, index_kpool=2,
-        linear_head_dim=8, linear_num_heads=4, layer_types=TWO_KINDS,
-    )  # fmt: skip
-    return glm5_next.Glm5NextTextModel(config)
-
-
-def qwen() -> Any:
-    config = qwen4_exp.Qwen4ExpTextConfig(
-        **(COMMON | {"eos_token_id": 96}), num_key_value_heads=2, head_dim=16, linear_key_head_dim=8,
-        linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
-        shared_expert_intermediate_size=16, num_experts=4, hc_lowrank=6,
-        indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=4,
-        indexer_compress_ratio=2, layer_types=TWO_KINDS, ple_layer_ids=[1], ple_embed_dim=8, heads_per_ngram=2,
-        ngram_vocab_size_base=20, make_ngram_vocab_size_divisible_by=4, split_ngram_parts=1,
-    )  # fmt: skip
-    return qwen4_exp.Qwen4ExpForCausalLM(config)
-
-
-FAMILIES: list[Callable[[], Any]] = [deepseek, hunyuan, glm, qwen]
-HEADS = {deepseek: 1, hunyuan: 1, glm: 0, qwen: 0}
-
-
-def build(family: Callable[[], Any], dtype: torch.dtype = torch.float32) -> Any:
-    """Random, with hyper-connections that differ from token to token and layer to layer."""
-    torch.manual_seed(0)
-    model = family()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "hc" in name or "hyper_connection" in name:
-                parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() < 2 else 0.1))
-    return model.to(dtype)
-
-
-def tokens() -> Tensor:
-    return torch.randint(2, VOCABULARY, (2, 9))
-
-
-def run(model: Any, ids: Tensor) -> Tensor:
-    out = model(input_ids=ids, use_cache=False)
-    return out.logits if hasattr(out, "logits") else out.last_hidden_state
-
-
-def gradients(model: Any, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    out = run(model, ids)
-    out.float().log_softmax(-1).square().mean().backward()
-    return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, hunyuan_vl])
 def test_outputs_and_all_gradients(family: Callable[[], Any]) -> None:
     model, ids = build(family), tokens()
     expected, expected_gradients = gradients(model, ids)
@@ -119,7 +42,7 @@ def test_outputs_and_all_gradients(family: Callable[[], Any]) -> None:
         assert (gradient - other).norm() <= 1e-4 * other.norm() + 1e-7, name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [deepseek, hunyuan, qwen])  # glm5_next's are deepseek_v4's
 def test_modules_are_drop_ins(family: Callable[[], Any]) -> None:
     """A hook on a hyper-connection sees it called: the layer's own forward with the module's patched one."""
     model, ids = build(family), tokens()
@@ -137,7 +60,7 @@ def test_modules_are_drop_ins(family: Callable[[], Any]) -> None:
         assert (gradient - other).norm() <= 1e-4 * other.norm() + 1e-7, name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [deepseek, hunyuan, qwen])
 def test_bfloat16(family: Callable[[], Any]) -> None:
     wide, ids = build(family).eval(), tokens()
     model = copy.deepcopy(wide).bfloat16()
@@ -149,12 +72,12 @@ def test_bfloat16(family: Callable[[], Any]) -> None:
     assert (ours.float() - exact).norm() < 1.5 * (theirs.float() - exact).norm()
 
 
-@pytest.mark.parametrize("family", [deepseek, hunyuan, qwen])
+@pytest.mark.parametrize("family", [hunyuan, qwen])
 def test_generation(family: Callable[[], Any]) -> None:
     model, ids = build(family).eval(), tokens()
-    expected = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    expected = model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None)
     patch_mixers(model)
-    assert torch.equal(model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None), expected)
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False, eos_token_id=None), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -171,6 +94,7 @@ def test_spectrum(family: Callable[[], Any]) -> None:
 
 def test_compile_in_one_graph() -> None:
     model, ids = build(hunyuan).eval(), tokens()
+    model.model.layers = model.model.layers[:1]
     patch_mixers(model)
     with torch.no_grad():
         expected = run(model, ids)

@@ -63,6 +63,15 @@ def test_connection_and_gate() -> None:
     torch.testing.assert_close(channel_gate(x, *weights, norm_eps=EPS)[0], u)
 
 
+class Returns(nn.Module):
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, u: Tensor) -> Any:
+        return self.what
+
+
 class Pair(nn.Module):
     def forward(self, u: Tensor, factor: float) -> tuple[Tensor, str]:
         return u * factor, "beside"
@@ -94,8 +103,12 @@ def formula_streams(made: ChannelGatedConnection, x: Tensor) -> Tensor:
         (lambda: ChannelGatedConnection(nn.Identity(), 0), "hidden_size is 0"),
         (lambda: ChannelGatedConnection(nn.Identity(), C, rank=0), "rank is 0"),
         (lambda: ChannelGatedConnection(nn.Identity(), C, 9), "there are 9 streams"),
-        (lambda: module()(torch.randn(C)), "there are 0 streams"),
-        (lambda: module()(torch.randn(2, 4, C + 1)), "norm_weight has shape"),
+        (lambda: module()(torch.randn(C)), r"ChannelGatedConnection: streams has shape \(10,\)"),
+        (lambda: module()(torch.randn(2, 3, C)), r"streams has shape \(2, 3, 10\), must be \(\.\.\., 4, 10\)"),
+        (lambda: module(sublayer=Returns(None))(torch.randn(2, 4, C)), "ChannelGatedConnection: the sub-layer returns"),
+        (lambda: channel_connect(torch.randn(C), *[torch.randn(1)] * 4), "there are 0 streams"),
+        (lambda: module()(torch.randn(2, 4, C + 1)), "streams has shape"),
+        (lambda: channel_gate(torch.randn(2, 4, C), *[torch.randn(1)] * 3), "norm_weight has shape"),
         (lambda: module()(torch.ones(2, 4, C, dtype=torch.long)), "x is int64"),
         (lambda: channel_gate(torch.randn(C), *[torch.randn(1)] * 3), "x has shape"),
     ],

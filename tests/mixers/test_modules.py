@@ -163,10 +163,53 @@ def test_expand_and_reduce() -> None:
     assert reduce_streams(streams.bfloat16(), torch.ones(3)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("how", ["sum", "mean", "weights"])
+def test_reduce_under_autocast_is_the_same(device: torch.device, how: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weights = torch.randn(5, 4, C).to(dtype).requires_grad_(), torch.rand(5, 4)
+        chosen: Any = weights if how == "weights" else how
+        expected = reduce_streams(x, chosen)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            got = reduce_streams(x, chosen)
+        assert got.dtype == dtype and torch.equal(got, expected)
+        given = [torch.autograd.grad(one.square().sum(), x)[0] for one in (got, expected)]
+        assert torch.equal(*given)
+
+
+def test_reduce_by_weights_that_broadcast() -> None:
+    x = torch.randn(2, 3, 4, C)
+    for shape in ((4,), (3, 4), (1, 4), (2, 1, 4), (2, 3, 4)):
+        weights = torch.rand(shape)
+        torch.testing.assert_close(reduce_streams(x, weights), (x * weights[..., None]).sum(-2))
+    for shape in ((), (1,), (2, 4), (4, 1), (7, 2, 3, 4), (1, 2, 3, 4)):
+        with pytest.raises(ValueError, match=r"^reduce_streams: how has shape .*, must broadcast to \(2, 3, 4\)"):
+            reduce_streams(x, torch.rand(shape))
+
+
+class Returns(nn.Module):
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, u: Tensor) -> Any:
+        return self.what
+
+
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("what", [None, (), (None, 1), [], 2.0])
+def test_sublayers_that_return_no_tensor(what: Any, sequence: bool) -> None:
+    module: nn.Module = HyperConnection(Returns(what), C)
+    module = mixers.HyperConnectionSequence([module]) if sequence else module  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"^HyperConnection: the sub-layer returns a .*, must return a tensor"):
+        module(torch.randn(3, 4, C))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: block("nope"), "kind is 'nope'"),  # type: ignore[arg-type]
+        (lambda: block(mixer="mhc"), "HyperConnection: mixer is 'mhc', must be a Mixer"),
+        (lambda: block(gates=mixers.Sinkhorn()), r"HyperConnection: gates is Sinkhorn\(.*, must be SigmoidGates"),
         (lambda: block(n=1), "there are 1 streams"),
         (lambda: HyperConnection(nn.Identity(), 0), "hidden_size is 0"),
         (lambda: block("jpmhc", per_stream=True), "per_stream is True"),

@@ -12,6 +12,7 @@ from torch import nn
 
 from anabranch import mixers
 from anabranch.mixers import ChannelGatedConnection, HyperConnection, HyperConnectionSequence, spectrum
+from anabranch.mixers.recording import recording
 
 C, N, DEPTH = 6, 4, 60
 
@@ -62,6 +63,15 @@ def test_of_a_model(fused: bool) -> None:
     torch.testing.assert_close(spectrum(gated, streams).singular_values[3], found.singular_values[2])
 
 
+def test_what_is_recorded_is_a_copy_of_the_matrix_alone() -> None:
+    block = HyperConnection(nn.Linear(C, C), C, N)
+    with recording() as matrices, torch.no_grad():
+        step = mixers.connect(torch.randn(5, N, C), block.projection())
+        before = step.mixing.clone()
+        step.coefficients.zero_()
+    assert torch.equal(matrices[0], before) and matrices[0].untyped_storage().nbytes() == 4 * 5 * N * N
+
+
 def test_plot(tmp_path: Path) -> None:
     found = spectrum(mixers.cayley(torch.randn(7, 2, N, N)))
     found.plot(tmp_path / "spectrum.svg", "A & B")
@@ -86,6 +96,13 @@ def test_products_beyond_float64() -> None:
         (lambda: spectrum([]), "matrices have shapes"),
         (lambda: spectrum(torch.zeros(3, 4)), "matrices have shapes"),
         (lambda: spectrum([torch.eye(3), torch.eye(4)]), "matrices have shapes"),
+        (lambda: spectrum(3), "source is 3, must be a model, a sequence of matrices or a tensor"),
+        (lambda: spectrum(torch.tensor(1.0)), "source is tensor"),
+        (lambda: spectrum([torch.eye(3), 1]), r"source\[1\] is a int, must be a real tensor"),
+        (lambda: spectrum([torch.eye(3), torch.eye(3).to("meta")]), r"source\[1\] is torch.float32 on meta"),
+        (lambda: spectrum(torch.zeros(2, 3, 3) * 1j), r"source\[0\] is torch.complex64"),
+        (lambda: spectrum(torch.zeros(2, 0, 4, 4)), r"matrices have shape \(0, 4, 4\), must hold numbers"),
+        (lambda: spectrum(torch.zeros(2, 0, 0)), r"matrices have shape \(0, 0\), must hold numbers"),
         (lambda: spectrum(torch.zeros(2, 4, 4), torch.zeros(1)), "inputs are given beside matrices"),
         (lambda: spectrum(nn.Linear(2, 2), torch.zeros(1, 2)), "in which no hyper-connection ran"),
     ],

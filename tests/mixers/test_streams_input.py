@@ -64,9 +64,44 @@ def changed(**fields: Any) -> Projection:
         (lambda: connect(X, GOOD).merge(X[:, 0].to("meta")), "merge: y is on meta, must be on cpu like streams"),
         (lambda: connect(X, GOOD).merge_and_connect(X, GOOD), r"merge_and_connect: y has shape \(3, 4, 5\)"),
         (lambda: connect(X, GOOD).merge_and_connect(X[:, 0], changed(scale=X)), "merge_and_connect: scale has shape"),
+        (lambda: connect(X, {"bias": X}), "connect: projection is a dict, must be a Projection"),
+        (lambda: connect(X, GOOD).merge_and_connect(X[:, 0], None), "merge_and_connect: projection is a NoneType"),
+        (lambda: connect(X, changed(mixer="cayley")), "connect: mixer is 'cayley', must be a Mixer"),
+        (lambda: connect(X, changed(gates=None)), "connect: gates is None, must be SigmoidGates"),
+        (lambda: connect(X, GOOD, lag=X), "connect: lag is a Tensor, must be a Connection"),
+        (lambda: connect(X / 0, GOOD, check=True), "connect: x holds NaN or infinity, must be finite"),
         (lambda: SoftmaxGates(0.0), "SoftmaxGates: temperature is 0.0, must be positive"),
     ],
 )  # fmt: skip
 def test_bad_input(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_check_lets_finite_streams_pass() -> None:
+    checked, plain = connect(X, GOOD, check=True), connect(X, GOOD)
+    assert torch.equal(checked.input, plain.input) and torch.equal(checked.coefficients, plain.coefficients)
+    assert connect(X / 0, GOOD).input.isnan().all()
+
+
+def test_steps_and_projections_are_compared_by_identity() -> None:
+    step = connect(X, GOOD)
+    assert step == step and step != connect(X, GOOD) and GOOD != changed()
+    assert len({step, step, GOOD, changed()}) == 3
+
+
+def test_streams_of_a_fused_step_see_their_other_uses_alone() -> None:
+    """What `Connection.streams` says: the step's own gradient takes another way, and arrives before."""
+    x, y = X.double().requires_grad_(), torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    narrow = connect(x, GOOD)
+    fused, merged = narrow.merge_and_connect(y, GOOD), narrow.merge(y)
+    fused.streams.retain_grad()
+    apart = connect(merged, GOOD)
+    losses = [(step.merge(step.input.sin()).square().sum(), streams) for step, streams in
+              ((fused, fused.streams), (apart, merged))]  # fmt: skip
+    wholes = [torch.autograd.grad(loss + 3 * streams.sum(), [x, y], retain_graph=True) for loss, streams in losses]
+    for one, other in zip(*wholes, strict=True):
+        torch.testing.assert_close(one, other)
+    (loss, streams), _ = losses
+    (loss + 3 * streams.sum()).backward()
+    assert fused.streams.grad is not None and torch.equal(fused.streams.grad, torch.full_like(x, 3))

@@ -29,7 +29,8 @@ def _check_iterations(op: str, iters: int, advice: str) -> None:
 
 
 def _check_number(op: str, name: str, value: float, advice: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    # Not math.isfinite(), which torch.compile cannot follow.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -math.inf < value < math.inf:
         raise ValueError(f"{op}: {name} is {value!r}, must be a finite number; {advice}")
 
 

@@ -86,7 +86,7 @@ def test_check_lets_finite_streams_pass() -> None:
 
 def test_steps_and_projections_are_compared_by_identity() -> None:
     step = connect(X, GOOD)
-    assert step == step and step != connect(X, GOOD) and GOOD != changed()
+    assert step == step and step != connect(X, GOOD) and changed() != GOOD
     assert len({step, step, GOOD, changed()}) == 3
 
 
@@ -95,7 +95,6 @@ def test_streams_of_a_fused_step_see_their_other_uses_alone() -> None:
     x, y = X.double().requires_grad_(), torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     narrow = connect(x, GOOD)
     fused, merged = narrow.merge_and_connect(y, GOOD), narrow.merge(y)
-    fused.streams.retain_grad()
     apart = connect(merged, GOOD)
     losses = [(step.merge(step.input.sin()).square().sum(), streams) for step, streams in
               ((fused, fused.streams), (apart, merged))]  # fmt: skip
@@ -103,5 +102,6 @@ def test_streams_of_a_fused_step_see_their_other_uses_alone() -> None:
     for one, other in zip(*wholes, strict=True):
         torch.testing.assert_close(one, other)
     (loss, streams), _ = losses
+    fused.streams.retain_grad()
     (loss + 3 * streams.sum()).backward()
     assert fused.streams.grad is not None and torch.equal(fused.streams.grad, torch.full_like(x, 3))

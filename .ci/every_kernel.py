@@ -14,6 +14,18 @@ import torch
 import anabranch
 from anabranch import plan
 from anabranch.experts import expert_ffn, grouped_mm
+from anabranch.mixers import (
+    Cayley,
+    LinearGates,
+    Projection,
+    Sinkhorn,
+    SoftmaxGates,
+    Unconstrained,
+    connect,
+    gated_mean,
+    permutation_mixture,
+    sinkhorn,
+)
 from anabranch.skip import LowRank, Norm, SmallFfn, gated_ffn, lowrank_residual, prefix_ffn
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -35,6 +47,8 @@ def make_inputs(dtype: torch.dtype, width: int, inner: int) -> dict[str, torch.T
         "norm_weight": torch.rand(width, dtype=dtype) + 0.5,
         "small": torch.randn(EXPERTS, 8, width, dtype=dtype) * width**-0.5,
         "small_back": torch.randn(EXPERTS, width, 8, dtype=dtype) * 8**-0.5,
+        "mix": torch.randn(48, 4 * width, dtype=weights_dtype) * (4 * width) ** -0.5,
+        "mix_bias": torch.randn(48, dtype=weights_dtype),
     }
 
 
@@ -63,6 +77,7 @@ def results(inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Ten
         ),
         "lowrank_residual": lowrank_residual(x.view(EXPERTS, -1, x.shape[1]), *small, activation="silu", norm=norm),
     }  # fmt: skip
+    out |= mixed(x.view(TOKENS // 4, 4, -1), on["mix"], on["mix_bias"])
     for reduction in ("sum", "mean", "max", "min"):
         out[f"segment_reduce, {reduction}"] = plan.segment_reduce(rows, routed, reduction)
     gradients = torch.autograd.grad(sum(tensor.square().mean() for tensor in out.values()), learns)
@@ -72,6 +87,30 @@ def results(inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Ten
         out["expert_ffn, inference"] = expert_ffn(x, gate_up, down, routed)
         out["gated_ffn, inference"], out["cosine"] = gated_ffn(x, keep, *ffn, norm=norm, return_cosine=True)
     return {name: tensor.detach().cpu() for name, tensor in out.items()}
+
+
+def mixed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Steps of streams [tokens, 4, width] by projections whose parameters are parts of these."""
+    width = x.shape[2]
+    mhc = Projection(weight[:24], bias[:24], bias[24:], Sinkhorn(5))
+    jpmhc = Projection(weight, bias, bias, Cayley(), SoftmaxGates(), layer_norm=True)
+    hc = Projection(
+        weight[:6, :width], bias[:24], bias[24:], Unconstrained(), LinearGates(), tanh=True, per_stream=True
+    )
+    step = connect(x, mhc)
+    following = step.merge_and_connect(step.input, jpmhc)
+    last = connect(following.merge(following.input), hc, lag=following)
+    square = bias[:32].view(2, 4, 4)
+    return {
+        "connect": step.coefficients,
+        "merge_and_connect": following.streams,
+        "merge_and_connect, coefficients": following.coefficients,
+        "merge": last.merge(last.input),
+        "sinkhorn, exact": sinkhorn(square, tol=1e-6),
+        "sinkhorn, shipped": sinkhorn(square, 20, order="rows_first", eps=1e-6),
+        "permutation_mixture": permutation_mixture(bias[:24]),
+        "gated_mean": gated_mean(x, x.flip(0)),
+    }
 
 
 def main(device: str) -> str:

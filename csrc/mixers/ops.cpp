@@ -54,6 +54,7 @@ Tensor stream_post(const Tensor& x_in, const Tensor& y_in, const Tensor& coeffic
   check_post("stream_post", x_in, y_in, coefficients_in);
   const Tensor x = as_contiguous(x_in), y = as_contiguous(y_in), coefficients = as_contiguous(coefficients_in);
   const Tensor out = empty_on(x, {x.size(0), x.size(1), x.size(2)}, x.scalar_type());
+  advise_huge_pages(out);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     stream_post_cpu<T>(shape_of(x), data<T>(x), data<T>(y), data<accumulate_t<T>>(coefficients), mutable_data<T>(out));
   });
@@ -70,6 +71,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stream_post_pre(const Tensor& x_in, c
   const ProjectionArguments in = given.contiguous();
   const Tensor x = as_contiguous(x_in), y = as_contiguous(y_in), coefficients = as_contiguous(coefficients_in);
   const Tensor out = empty_on(x, {x.size(0), x.size(1), x.size(2)}, x.scalar_type());
+  advise_huge_pages(out);
   const StepTensors step(x, in);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
@@ -96,6 +98,7 @@ PreGradientTensors::Tuple stream_pre_backward(const std::optional<Tensor>& du,
   const Tensor statistics = as_contiguous(statistics_in);
   const std::optional<Tensor> lag = as_contiguous(lag_in);
   const PreGradientTensors results(x, in, wanted);
+  advise_huge_pages(results.x);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
     stream_pre_backward_cpu<T>(shape_of(x), in.problem<T>(), upstream.pointers<T>(), data<T>(x), data<Sum>(lag),
@@ -136,6 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> stream_post_pre_backw
   const Tensor next_statistics = as_contiguous(next_statistics_in);
   const PreGradientTensors pre(x, in, wants_all_pre);
   const PostGradientTensors post(x, wants_post_y | wants_post_coefficients);
+  advise_huge_pages(pre.x);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
     stream_post_pre_backward_cpu<T>(shape_of(x), data<T>(x), data<T>(y), data<Sum>(coefficients), in.problem<T>(),

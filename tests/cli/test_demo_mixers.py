@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from test_demo import command, parse, text_file  # noqa: F401  (a fixture)
 
 from anabranch.cli.demo_mixers import conclusions, table_rows, variants
-from anabranch.cli.mixers_measure import BATCH, MixerResult, keep_spectrum, measure, train_together
+from anabranch.cli.mixers_measure import BATCH, MixerResult, batches_within, keep_spectrum, measure, train_together
 from anabranch.cli.mixers_model import CONTEXT, LAYERS, STREAMS, VARIANTS, build_model, optimizer_of
 from anabranch.cli.mixers_report import deep_products, error_text, write_report
 from anabranch.cli.text import load_text
@@ -29,7 +30,9 @@ NUMBER, ERROR = r"[\d,]+\.\d+", r"\d(e[+-]?\d+)?"
 def test_demo_runs_to_its_last_line(tmp_path: Path, text_file: Path) -> None:  # noqa: F811
     out = tmp_path / "report.html"
     arguments = ["demo", "--job", "mixers", "--minutes", 0.02, "--text", text_file, "--out", out]
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    # One thread: on a busy machine two of them mostly wait for each other.
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300, env=one)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     lines = done.stdout.splitlines()
@@ -119,16 +122,20 @@ def test_the_static_part_is_not_decayed() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
 
 
-def test_held_out_bits_are_those_of_the_whole_stretch(text: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anabranch.cli.mixers_measure.VALIDATION_BATCHES", 2)
+def test_held_out_bits_are_those_of_the_whole_stretch(text: torch.Tensor) -> None:
     torch.manual_seed(0)
     model, result = build_model(None), MixerResult("plain", 0)
-    measure(model, result, text)
+    measure(model, result, text, 2)
     rows = text[torch.linspace(0, len(text) - CONTEXT - 2, 2 * BATCH).long()[:, None] + torch.arange(CONTEXT + 1)]
     with torch.no_grad():
         wanted = torch.nn.functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
     assert result.validation_bits == pytest.approx(wanted.item() / math.log(2), rel=1e-5)
     assert result.spectrum == []
+
+
+def test_held_out_batches_fill_the_time_left() -> None:
+    results = [MixerResult(name, 0, seconds=[9.0, 0.1, 0.1]) for name in "ab"]  # 0.08 s for a batch of both
+    assert [batches_within(seconds, results) for seconds in (-1.0, 0.0, 0.81, 1e9)] == [2, 2, 10, 32]
 
 
 def test_worst_errors_and_median_values_are_kept() -> None:
@@ -142,11 +149,10 @@ def test_worst_errors_and_median_values_are_kept() -> None:
 
 
 def test_streams_have_a_spectrum(text: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("anabranch.cli.mixers_measure.VALIDATION_BATCHES", 1)
     monkeypatch.setattr("anabranch.cli.mixers_measure.BATCH", 1)
     torch.manual_seed(0)
     result = MixerResult("mHC-lite", 0)
-    measure(build_model("mhc_lite"), result, text)
+    measure(build_model("mhc_lite"), result, text, 1)
     assert len(result.spectrum) == 2 * LAYERS and len(result.spectrum[0]) == STREAMS
     assert max(result.row_errors + result.column_errors) < 3e-6
 

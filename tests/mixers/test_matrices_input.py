@@ -114,6 +114,7 @@ def test_vmap_and_one_derivative() -> None:
         first.sum().backward()
 
 
+@pytest.mark.filterwarnings("error")
 def test_compiles_whole() -> None:
     def step(square: Tensor, table: Tensor) -> Tensor:
         return sinkhorn(square, 5) @ permutation_mixture(table)

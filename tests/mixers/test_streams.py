@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def run(function: Callable[..., Tensor], x: Tensor, given: Sequence[Projection],
 
 
 PROBLEMS = [(kind, 4, lagged) for kind in KINDS for lagged in (False, True)]
-PROBLEMS += [(kind, n, n == 3) for kind in ("mhc", "lite", "jpmhc", "hc") for n in (2, 3, 5, 6, 7, 8)]
+PROBLEMS += [(kind, n, n == 3) for kind in ("lite", "jpmhc", "hc") for n in (2, 3, 5, 6, 7, 8)]
 
 
 @pytest.mark.parametrize(("kind", "n", "lagged"), PROBLEMS)
@@ -70,24 +71,31 @@ def test_any_batch_and_layout(kind: str, batch: tuple[int, ...]) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-8)
 
 
+@functools.cache  # the same for every instruction set
+def narrow_problems(kind: str, n: int, channels: int, tokens: int) -> list[Any]:
+    """For each narrow dtype: streams and projections, with the results in float64 and those of torch's ops."""
+    found = []
+    x, given = problem(kind, n, channels, tokens, dtype=torch.float16)
+    exact = [mapped(one, lambda t: t.detach().double().requires_grad_()) for one in given]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        narrow = x.detach().to(dtype).requires_grad_()
+        wanted = run(by_torch, narrow.detach().double().requires_grad_(), exact)
+        found.append((narrow, given, wanted, run(by_torch, narrow, given)))
+    return found
+
+
 @pytest.mark.parametrize(("kind", "n", "channels", "tokens"), [
     ("mhc", 4, 64, 40), ("mhc", 8, 17, 20), ("shipped", 3, 129, 19), ("lite", 4, 37, 33), ("jpmhc", 3, 48, 17),
     ("hc", 4, 31, 18), ("hc_normed", 2, 64, 16), ("static_hc", 5, 40, 9), ("identity", 6, 1, 50),
 ])  # fmt: skip
 def test_error_at_most_twice_torchs(cpu_isa: str, kind: str, n: int, channels: int, tokens: int) -> None:
-    x, given = problem(kind, n, channels, tokens, dtype=torch.float16)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        narrow = x.detach().to(dtype).requires_grad_()
-        exact = [mapped(one, lambda t: t.detach().double().requires_grad_()) for one in given]
-        results = [
-            run(by_torch, narrow.detach().double().requires_grad_(), exact),
-            *(run(function, narrow, given) for function in (by_torch, by_steps, by_fused_steps)),
-        ]
-        for wanted, by_composition, *both in zip(*results, strict=True):
-            torch_error = (by_composition.double() - wanted).abs().max().item()
-            slack = 16 * torch.finfo(dtype).eps * wanted.abs().max().item()
-            for ours in both:
-                assert (ours.double() - wanted).abs().max().item() <= 2 * torch_error + slack
+    for x, given, *by_composition in narrow_problems(kind, n, channels, tokens):
+        ours = [run(function, x, given) for function in (by_steps, by_fused_steps)]
+        for wanted, theirs, *both in zip(*by_composition, *ours, strict=True):
+            torch_error = (theirs.double() - wanted).abs().max().item()
+            slack = 16 * torch.finfo(x.dtype).eps * wanted.abs().max().item()
+            for found in both:
+                assert (found.double() - wanted).abs().max().item() <= 2 * torch_error + slack
 
 
 def test_what_a_step_shows() -> None:

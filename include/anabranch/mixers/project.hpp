@@ -9,7 +9,7 @@
 #include "anabranch/mixers/exact_sinkhorn.hpp"
 #include "anabranch/mixers/grassmann.hpp"
 #include "anabranch/mixers/permutation_mixture.hpp"
-#include "anabranch/mixers/sinkhorn.hpp"
+#include "anabranch/mixers/sinkhorn_backward.hpp"
 
 namespace anabranch::detail {
 
@@ -138,7 +138,7 @@ ANABRANCH_MATRIX_FUNCTION void project_backward(const Mixer& mixer, const Logits
         implicit_backward<V, n>(h, dh, da);
       } else {
         load_logits<V, n>(mixer, logits, a);
-        Sinkhorn<V, n>{mixer, history}.backward(a, dh, da);
+        SinkhornGradient<V, n>{{mixer, history}}.backward(a, dh, da);
       }
       break;
     case MixerKind::exact_sinkhorn:

@@ -36,6 +36,7 @@ struct PreBackwardBlock {
   const Sum* weight;                     // [segments, streams of one, logits, kChannelBlock] of these channels
   Sum* dweight;                          // the same, added to; null: not wanted
   T* dx;                                 // null: not wanted
+  bool streaming;                        // dx goes past the caches
   Sum* scratch;                          // [2, streams, kStreamScratch]
 };
 
@@ -49,8 +50,9 @@ struct StreamKernels {
   void (*moments)(int64_t rows, int64_t width, const T* x, double eps, bool centered, Sum* to, int64_t stride);
   /// u, with p the first n of every token's coefficients.
   void (*pre)(const StreamShape& shape, const T* x, const Sum* coefficients, T* u);
-  /// x'; `streaming`: past the caches.
-  void (*post)(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming);
+  /// x' into `out`, and into `cached` where that is given. `streaming`: `out` goes past the caches.
+  void (*post)(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming,
+               T* cached);
   /// stream_post_backward_reference.
   void (*post_backward)(const StreamShape& shape, const T* dout, const T* x, const T* y, const Sum* coefficients,
                         const StreamPostGradients<T>& gradients);

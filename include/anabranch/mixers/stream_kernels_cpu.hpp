@@ -1,30 +1,21 @@
 // The stream kernels; each stream_kernels_<isa>.cpp compiles them once.
 //
 // All loops run over the channels of one token at a time, a vector after another, so memory is read in order; only
-// pre_backward goes through a block of channels of several tokens, for which a block of the weight is in L1. Everything
-// is a template on the instruction set.
+// pre_backward (pre_backward_kernel_cpu.hpp) does not. Everything is a template on the instruction set.
 #pragma once
 
-#include "anabranch/mixers/row_lanes_cpu.hpp"
-#include "anabranch/mixers/stream_kernels.hpp"
+#include "anabranch/mixers/pre_backward_kernel_cpu.hpp"
 
 namespace anabranch::detail {
 
 template <CpuIsa isa, class T>
-struct StreamLoops {
-  using Row = RowLanes<isa, T>;
-  using Sum = typename Row::Sum;
-  using Sums = RowLanes<isa, Sum>;
-  using Vector = typename Row::Vector;
-  static constexpr int width = Row::width;
-
-  /// Calls f(c, count) for the vectors of [0, channels): count is `width`, as a constant, but for the last.
-  template <class F>
-  [[gnu::always_inline]] static void for_each_vector(int64_t channels, const F& f) {
-    int64_t c = 0;
-    for (; c + width <= channels; c += width) f(c, std::integral_constant<int64_t, width>{});
-    if (c < channels) f(c, channels - c);
-  }
+struct StreamLoops : RowLoops<isa, T> {
+  using Base = RowLoops<isa, T>;
+  using Row = typename Base::Row;
+  using Sum = typename Base::Sum;
+  using Sums = typename Base::Sums;
+  using Vector = typename Base::Vector;
+  using Base::for_each_vector, Base::has_whole_lines, Base::width;
 
   static void widen(int64_t count, const T* from, Sum* to) {
     for_each_vector(count, [&](int64_t c, auto left) __attribute__((always_inline)) {
@@ -73,10 +64,11 @@ struct StreamLoops {
   }
 
   template <int n, bool streaming>
-  static void post_of(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out) {
+  static void post_of(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, T* cached) {
     const int64_t channels = shape.channels, step = n * channels;
     for (int64_t t = 0; t < shape.tokens; ++t, x += step, out += step, y += channels, coefficients += n * (n + 2)) {
       const Sum *q = coefficients + n, *h = q + n;
+      T* const copy = cached ? cached + t * step : nullptr;
       for_each_vector(channels, [&](int64_t c, auto left) __attribute__((always_inline)) {
         Vector from[n];
         for (int j = 0; j < n; ++j) from[j] = Row::load(x + j * channels + c, left);
@@ -89,6 +81,7 @@ struct StreamLoops {
           } else {
             Row::store(out + i * channels + c, sum, left);
           }
+          if (copy) Row::store(copy + i * channels + c, sum, left);
         }
       });
     }
@@ -160,120 +153,14 @@ struct StreamLoops {
     }
   }
 
-  /// sums [tokens, kChannelBlock] += dproducts * weight of one stream, kLogitBlock logits at a time.
-  static void add_products(int64_t tokens, int64_t logits, const Sum* dproducts, int64_t stride, const Sum* weight,
-                           Sum* sums) {
-    for (int64_t k = 0; k < logits; k += kLogitBlock) {
-      for (int64_t c = 0; c < kChannelBlock; c += 2 * width) {
-        Vector w[kLogitBlock][2];
-        for (int b = 0; b < kLogitBlock; ++b) {
-          for (int v = 0; v < 2; ++v) w[b][v] = Sums::load(weight + (k + b) * kChannelBlock + c + v * width);
-        }
-        for (int64_t t = 0; t < tokens; ++t) {
-          const Sum* g = dproducts + t * stride + k;
-          Sum* to = sums + t * kChannelBlock + c;
-          Vector low = Sums::load(to), high = Sums::load(to + width);
-          for (int b = 0; b < kLogitBlock; ++b) low += g[b] * w[b][0], high += g[b] * w[b][1];
-          Sums::store(to, low);
-          Sums::store(to + width, high);
-        }
-      }
-    }
-  }
-
-  /// dweight [logits, kChannelBlock] += dproducts^T * x [tokens, kChannelBlock].
-  static void add_weight_gradient(int64_t tokens, int64_t logits, const Sum* dproducts, int64_t stride, const Sum* x,
-                                  Sum* dweight) {
-    for (int64_t k = 0; k < logits; k += kLogitBlock) {
-      for (int64_t c = 0; c < kChannelBlock; c += 2 * width) {
-        Vector w[kLogitBlock][2];
-        for (int b = 0; b < kLogitBlock; ++b) {
-          for (int v = 0; v < 2; ++v) w[b][v] = Sums::load(dweight + (k + b) * kChannelBlock + c + v * width);
-        }
-        for (int64_t t = 0; t < tokens; ++t) {
-          const Sum *g = dproducts + t * stride + k, *from = x + t * kChannelBlock + c;
-          const Vector low = Sums::load(from), high = Sums::load(from + width);
-          for (int b = 0; b < kLogitBlock; ++b) w[b][0] += g[b] * low, w[b][1] += g[b] * high;
-        }
-        for (int b = 0; b < kLogitBlock; ++b) {
-          for (int v = 0; v < 2; ++v) Sums::store(dweight + (k + b) * kChannelBlock + c + v * width, w[b][v]);
-        }
-      }
-    }
-  }
-
-  [[gnu::always_inline]] static void prefetch_row(const T* row) {
-    for (std::size_t line = 0; line < kChannelBlock * sizeof(T); line += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(row) + line);
-    }
-  }
-
-  /// The streams of one token as sums, and their gradient without the products' part, at `x` and `dx` of every stream.
-  template <int n>
-  [[gnu::always_inline]] static void start_gradient(const PreBackwardBlock<T>& block, int64_t t, Sum* x, Sum* dx) {
-    const int64_t channels = block.shape.channels, at = t * n * channels + block.begin;
-    const int64_t segments = block.per_segment ? n : 1;
-    const Sum *reads = block.reads + t * n * (n + 2), *h = block.coefficients + t * n * (n + 2) + 2 * n;
-    const T *const from = block.x + at, *const dnext = block.dnext ? block.dnext + at : nullptr;
-    const T* const given = block.dx_given ? block.dx_given + at : nullptr;
-    const T* const du = block.du ? block.du + t * channels + block.begin : nullptr;
-    // A block's rows lie a token apart, where no prefetcher of the processor looks for them.
-    const int64_t ahead = block.ahead_tokens * channels, more = block.ahead_channels;
-    for (int j = 0; j < n; ++j) {
-      prefetch_row(from + j * channels + n * ahead + more);
-      if (dnext) prefetch_row(dnext + j * channels + n * ahead + more);
-      if (given) prefetch_row(given + j * channels + n * ahead + more);
-    }
-    if (du) prefetch_row(du + ahead + more);
-    Sum slopes[n] = {}, means[n] = {};
-    for (int j = 0; block.logits && j < n; ++j) {
-      slopes[j] = block.slopes[t * segments + (block.per_segment ? j : 0)];
-      means[j] = block.means[t * segments + (block.per_segment ? j : 0)];
-    }
-    for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
-      Vector read{}, next[n] = {};
-      if (du) read = Row::load(du + c, left);
-      for (int i = 0; dnext && i < n; ++i) next[i] = Row::load(dnext + i * channels + c, left);
-      for (int j = 0; j < n; ++j) {
-        const Vector value = Row::load(from + j * channels + c, left);
-        Vector sum = slopes[j] * (means[j] - value) + reads[j] * read;
-        for (int i = 0; i < n; ++i) sum += h[i * n + j] * next[i];
-        if (given) sum += Row::load(given + j * channels + c, left);
-        Sums::store(x + j * kStreamScratch + c, value);
-        Sums::store(dx + j * kStreamScratch + c, sum);
-      }
-    });
-  }
-
-  template <int n>
-  static void pre_backward_of(const PreBackwardBlock<T>& block) {
-    const int64_t channels = block.shape.channels, tokens = block.shape.tokens;
-    const int64_t stride = (block.per_segment ? n : 1) * block.logits;
-    Sum *const x = block.scratch, *const dx = x + n * kStreamScratch;
-    for (int64_t t = 0; t < tokens; ++t) start_gradient<n>(block, t, x + t * kChannelBlock, dx + t * kChannelBlock);
-    for (int j = 0; j < n; ++j) {
-      const Sum* const dproducts = block.dproducts + (block.per_segment ? j * block.logits : 0);
-      const int64_t piece = j * block.logits * kChannelBlock;
-      Sum *const own_x = x + j * kStreamScratch, *const own_dx = dx + j * kStreamScratch;
-      if (block.dx) add_products(tokens, block.logits, dproducts, stride, block.weight + piece, own_dx);
-      if (block.dweight) add_weight_gradient(tokens, block.logits, dproducts, stride, own_x, block.dweight + piece);
-      for (int64_t t = 0; block.dx && t < tokens; ++t) {
-        T* const to = block.dx + (t * n + j) * channels + block.begin;
-        for_each_vector(block.count, [&](int64_t c, auto left) __attribute__((always_inline)) {
-          Row::store(to + c, Sums::load(own_dx + t * kChannelBlock + c), left);
-        });
-      }
-    }
-  }
-
   static void pre(const StreamShape& shape, const T* x, const Sum* coefficients, T* u) {
     dispatch_streams(shape.streams, [&]<int n>() { pre_of<n>(shape, x, coefficients, u); });
   }
-  static void post(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming) {
-    const bool aligned = reinterpret_cast<uintptr_t>(out) % 64 == 0 && shape.channels % (64 / sizeof(T)) == 0;
+  static void post(const StreamShape& shape, const T* x, const T* y, const Sum* coefficients, T* out, bool streaming,
+                   T* cached) {
     dispatch_streams(shape.streams, [&]<int n>() {
-      streaming&& aligned ? post_of<n, true>(shape, x, y, coefficients, out)
-                          : post_of<n, false>(shape, x, y, coefficients, out);
+      streaming&& has_whole_lines(shape, out) ? post_of<n, true>(shape, x, y, coefficients, out, cached)
+                                              : post_of<n, false>(shape, x, y, coefficients, out, cached);
     });
   }
   static void post_backward(const StreamShape& shape, const T* dout, const T* x, const T* y, const Sum* coefficients,
@@ -284,7 +171,7 @@ struct StreamLoops {
     dispatch_streams(shape.streams, [&]<int n>() { read_dots_of<n>(shape, du, x, dp); });
   }
   static void pre_backward(const PreBackwardBlock<T>& block) {
-    dispatch_streams(block.shape.streams, [&]<int n>() { pre_backward_of<n>(block); });
+    dispatch_streams(block.shape.streams, [&]<int n>() { PreBackwardLoops<isa, T>::template run<n>(block); });
   }
 };
 

@@ -10,6 +10,7 @@
 // can.
 #pragma once
 
+#include "anabranch/mixers/blocked_weight_cpu.hpp"
 #include "anabranch/mixers/streams_cpu.hpp"
 
 namespace anabranch {
@@ -18,57 +19,6 @@ namespace detail {
 
 inline constexpr int64_t kGroupTokens = 128;
 inline constexpr int64_t kGradientParts = 8;
-
-/// The weight in the order in which pre_backward reads it: [channel blocks][streams][padded logits][kChannelBlock].
-template <class T>
-class BlockedWeight {
- public:
-  using Sum = accumulate_t<T>;
-  BlockedWeight(const StreamShape& shape, const StreamProjection<T>& projection)
-      : shape_(shape),
-        logits_(projection.weight ? projection.num_products() : 0),
-        part_(shape.width() / projection.segments),
-        per_segment_(projection.segments > 1) {}
-
-  int64_t padded() const { return padded_logits(logits_); }
-  int64_t block_size() const { return shape_.streams * padded() * kChannelBlock; }
-  int64_t blocks() const { return (shape_.channels + kChannelBlock - 1) / kChannelBlock; }
-  int64_t size() const { return blocks() * block_size(); }
-
-  void pack(const Sum* weight, Sum* to) const {
-    std::fill(to, to + size(), Sum(0));
-    for_each_piece([&](int64_t at, int64_t in_weight, int64_t count) {
-      std::copy(weight + in_weight, weight + in_weight + count, to + at);
-    });
-  }
-  /// weight = the sum of `parts` blocked ones, `stride` apart.
-  void unpack(const Sum* from, int64_t parts, Sum* weight) const {
-    std::fill(weight, weight + logits_ * part_, Sum(0));
-    for (int64_t p = 0; p < parts; ++p) {
-      for_each_piece([&](int64_t at, int64_t in_weight, int64_t count) {
-        for (int64_t c = 0; c < count; ++c) weight[in_weight + c] += from[p * size() + at + c];
-      });
-    }
-  }
-
- private:
-  template <class F>
-  void for_each_piece(const F& f) const {
-    for (int64_t b = 0; b < blocks(); ++b) {
-      const int64_t begin = b * kChannelBlock, count = std::min(kChannelBlock, shape_.channels - begin);
-      for (int64_t j = 0; j < shape_.streams; ++j) {
-        for (int64_t k = 0; k < logits_; ++k) {
-          f(b * block_size() + (j * padded() + k) * kChannelBlock,
-            k * part_ + (per_segment_ ? 0 : j * shape_.channels) + begin, count);
-        }
-      }
-    }
-  }
-
-  StreamShape shape_;
-  int64_t logits_, part_;
-  bool per_segment_;
-};
 
 /// What one worker keeps for a group of tokens.
 template <class T>
@@ -124,7 +74,7 @@ class PreBackward {
 
   /// Pointers are to the group's first token; dx and dlag may be null.
   void group(int64_t tokens, int64_t part, const StreamPreUpstream<T>& upstream, const T* x, const Sum* lag,
-             const Sum* coefficients, const Sum* statistics, T* dx, Sum* dlag,
+             const Sum* coefficients, const Sum* statistics, T* dx, bool streaming, Sum* dlag,
              const PreBackwardWorkspace<T>& workspace) const {
     const StreamShape shape{tokens, shape_.streams, shape_.channels};
     const int64_t size = projection_.map.num_coefficients();
@@ -160,6 +110,7 @@ class PreBackward {
                                 .weight = weight_.data() + b * blocked_.block_size(),
                                 .dweight = gradients_.weight ? dweight_part(part) + b * blocked_.block_size() : nullptr,
                                 .dx = at(dx, shape_.width()),
+                                .streaming = streaming,
                                 .scratch = workspace.scratch.data()});
       }
     }
@@ -235,13 +186,14 @@ void stream_pre_backward_cpu(const StreamShape& shape, const StreamProjection<T>
                              const StreamPreGradients<T>& gradients) {
   const detail::PreBackward<T> backward(shape, projection, gradients);
   const int64_t size = projection.map.num_coefficients(), width = shape.width();
+  const bool streaming = detail::is_streaming<T>(shape);
   backward.for_each_group([&](int64_t first, int64_t tokens, int64_t part, const auto& workspace) {
     const auto at = [first](auto* pointer, int64_t step) { return pointer ? pointer + first * step : nullptr; };
     const StreamPreUpstream<T> own{at(upstream.du, shape.channels), at(upstream.dcoefficients, size),
                                    at(upstream.dnext, width), at(upstream.dx, width)};
     backward.group(tokens, part, own, x + first * width, at(lag, size), coefficients + first * size,
-                   at(statistics, projection.num_statistics()), at(gradients.x, width), at(gradients.lag, size),
-                   workspace);
+                   at(statistics, projection.num_statistics()), at(gradients.x, width), streaming,
+                   at(gradients.lag, size), workspace);
   });
   backward.finish();
 }
@@ -279,12 +231,12 @@ void stream_post_pre_backward_cpu(const StreamShape& shape, const T* x, const T*
     const Temporary<T> between(tokens * width);
     const Temporary<Sum> lag(lagged ? tokens * size : 0);
     const Sum* own = coefficients + first * size;
-    kernels.post(group, x + first * width, y + first * channels, own, between.data(), false);
+    kernels.post(group, x + first * width, y + first * channels, own, between.data(), false, nullptr);
     backward.group(tokens, part,
                    {at(upstream.du, channels), at(upstream.dcoefficients, size), at(upstream.dnext, width),
                     at(upstream.dx, width)},
                    between.data(), lagged ? own : nullptr, next_coefficients + first * size,
-                   at(next_statistics, projection.num_statistics()), pre.x + first * width,
+                   at(next_statistics, projection.num_statistics()), pre.x + first * width, false,
                    lagged ? lag.data() : nullptr, workspace);
     Sum* const dcoefficients = at(post.dcoefficients, size);
     kernels.post_backward(group, pre.x + first * width, x + first * width, y + first * channels, own,

@@ -14,8 +14,12 @@ namespace anabranch {
 namespace detail {
 
 inline constexpr int64_t kTileTokens = 28;
-/// From here on streams do not stay in cache until somebody reads them again.
-inline constexpr int64_t kStreamingBytes = int64_t{4} << 20;
+/// Whether streams are so large that they do not stay in cache until somebody reads them again: then they are written
+/// past the caches, which need not read the lines first.
+template <class T>
+bool is_streaming(const StreamShape& shape) {
+  return shape.tokens * shape.width() * static_cast<int64_t>(sizeof(T)) >= int64_t{4} << 20;
+}
 
 /// The projection without its streams' type: matrix kernels see sums alone.
 template <class T>
@@ -124,11 +128,11 @@ void stream_pre_cpu(const StreamShape& shape, const StreamProjection<T>& project
 template <class T>
 void stream_post_cpu(const StreamShape& shape, const T* x, const T* y, const accumulate_t<T>* coefficients, T* out) {
   const int64_t size = shape.streams * (shape.streams + 2), width = shape.width();
-  const bool streaming = shape.tokens * width * static_cast<int64_t>(sizeof(T)) >= detail::kStreamingBytes;
+  const bool streaming = detail::is_streaming<T>(shape);
   const auto kernels = stream_kernels<T>();
   detail::for_each_tile(shape, detail::stream_workers(shape), [&](int64_t first, const StreamShape& tile, int) {
     kernels.post(tile, x + first * width, y + first * shape.channels, coefficients + first * size, out + first * width,
-                 streaming);
+                 streaming, nullptr);
   });
 }
 
@@ -142,10 +146,15 @@ void stream_post_pre_cpu(const StreamShape& shape, const T* x, const T* y, const
   const auto workspaces = detail::make_workspaces<detail::PreWorkspace<T>>(workers, products.get(), projection);
   const auto kernels = stream_kernels<T>();
   const int64_t size = projection.map.num_coefficients(), kept = projection.num_statistics(), width = shape.width();
+  // What is written past the caches is written for the second half into a tile that stays in them, too.
+  const bool streaming = detail::is_streaming<T>(shape);
+  const int64_t tile_size = streaming ? detail::kTileTokens * width : 0;
+  const Temporary<T> tiles(workers * tile_size);
   detail::for_each_tile(shape, workers, [&](int64_t first, const StreamShape& tile, int worker) {
     const accumulate_t<T>* own = coefficients + first * size;
-    kernels.post(tile, x + first * width, y + first * shape.channels, own, out + first * width, false);
-    detail::pre_tile(tile, projection, products.get(), out + first * width, lagged ? own : nullptr,
+    T* const cached = streaming ? tiles.data() + worker * tile_size : nullptr;
+    kernels.post(tile, x + first * width, y + first * shape.channels, own, out + first * width, streaming, cached);
+    detail::pre_tile(tile, projection, products.get(), cached ? cached : out + first * width, lagged ? own : nullptr,
                      u + first * shape.channels, next_coefficients + first * size, next_statistics + first * kept,
                      *workspaces[worker]);
   });

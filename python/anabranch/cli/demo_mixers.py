@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from anabranch.cli.mixers_measure import BATCH, MixerResult, measure, train_together
+from anabranch.cli.mixers_measure import BATCH, MixerResult, batches_within, measure, train_together
 from anabranch.cli.mixers_model import CONTEXT, STREAMS, VARIANTS, build_model
 from anabranch.cli.mixers_report import error_text, write_report
 from anabranch.cli.progress import table
@@ -33,8 +33,9 @@ def run(minutes: float, text: Path | None, out: Path, seed: int) -> int:
             models.append(build_model(kind))
             results.append(MixerResult(name, own, sum(one.numel() for one in models[-1].parameters())))
         train_together(models, results, train, TRAINING_SHARE * 60 * minutes, seed)
+        batches = batches_within(start + 60 * minutes - time.monotonic(), results)
         for model, result in zip(models, results, strict=True):
-            measure(model.eval(), result, validation)
+            measure(model.eval(), result, validation, batches)
     except KeyboardInterrupt:
         print("\ninterrupted: the report holds what there is", flush=True)
         status = 130
@@ -100,10 +101,11 @@ def conclusions(results: list[MixerResult], seconds: float) -> list[str]:
     worse = [name for name in list(VARIANTS)[1:] if bits[name] > max(seeds) + noise]
     within = [name for name in list(VARIANTS)[1:] if name not in better + worse]
     slow = [result.name for result in results[1 : len(VARIANTS)] if result.times_plain(plain) > MUST]
+    threads = torch.get_num_threads()
     notes = [
         f"All have the same sub-layers, {STREAMS} streams where there are any, and took the same {len(plain.bits)} "
         f"steps on the same batches of {BATCH} x {CONTEXT} bytes, in turn, in {seconds:.0f} s in all. Times are "
-        f"medians with {torch.get_num_threads()} threads, optimizer included.",
+        f"medians with {threads} thread{'s' if threads > 1 else ''}, optimizer included.",
         f"Held-out bits of {len(seeds)} seeds of the plain model span {noise:.3f}: differences of that size are noise. "
         "So short a training says what a step costs and which matrices come of it, not which residual is best.",
     ]

@@ -17,7 +17,8 @@ from anabranch.cli.progress import progress_bar
 from anabranch.mixers import Spectrum, spectrum
 
 BATCH, LEARNING_RATE = 8, 2e-3
-VALIDATION_BATCHES, LAST_SHARE = 8, 0.1
+FEWEST_BATCHES, MOST_BATCHES, FORWARD_SHARE = 2, 32, 0.4  # of held-out text; of a step of training
+LAST_SHARE = 0.1
 
 
 @dataclasses.dataclass
@@ -84,10 +85,16 @@ def train_together(
     progress.close()
 
 
+def batches_within(seconds: float, results: Sequence[MixerResult]) -> int:
+    """How many held-out batches of all models fit into so long, from the times of their steps."""
+    fitting = seconds / (FORWARD_SHARE * sum(result.milliseconds for result in results) / 1e3)
+    return max(FEWEST_BATCHES, min(MOST_BATCHES, int(fitting)))
+
+
 @torch.no_grad()
-def measure(model: ByteModel, result: MixerResult, text: Tensor) -> None:
+def measure(model: ByteModel, result: MixerResult, text: Tensor, batches: int) -> None:
     """Held-out loss on stretches of text at even distances, and the mixing matrices on the first of them."""
-    starts = torch.linspace(0, len(text) - CONTEXT - 2, VALIDATION_BATCHES * BATCH).long()[:, None]
+    starts = torch.linspace(0, len(text) - CONTEXT - 2, batches * BATCH).long()[:, None]
     rows = text[starts + torch.arange(CONTEXT + 1)]
     nats = [F.cross_entropy(model(one[:, :-1]).flatten(0, 1), one[:, 1:].flatten()) for one in rows.split(BATCH)]
     if isinstance(model.body, Streams):

@@ -113,9 +113,7 @@ class Sinkhorn(Mixer):
         if self.tol is not None and not 1e-12 <= self.tol < 1:
             raise ValueError(f"{op}: tol is {self.tol}, must be at least 1e-12 and less than 1; 1e-6 is usual")
         if self.eps != 0 and (self.tol is not None or not 1e-12 <= self.eps < 1):
-            raise ValueError(
-                f"{op}: eps is {self.eps}, must be 0, or with iters at least 1e-12 and less than 1; leave it out"
-            )
+            raise ValueError(f"{op}: eps is {self.eps}, must be 0, or with iters 1e-12 to below 1; leave it out")
         if self.order not in ("columns_first", "rows_first"):
             raise ValueError(f"{op}: order is {self.order!r}, must be 'columns_first' or 'rows_first'; name one")
         if self.backward not in (None, "unrolled", "implicit"):
@@ -176,12 +174,16 @@ class PermutationMixture(Mixer):
         return len(self.table(n))
 
     def arguments(self, n: int, device: torch.device) -> MixerArguments:
-        return self._arguments(n, permutations=_table(self.table(n), device), transposed_matrix=self.transpose)
+        # torch.compile looks through a cache and warns.
+        table = _new_table if torch.compiler.is_compiling() else _kept_table
+        return self._arguments(n, permutations=table(self.table(n), device), transposed_matrix=self.transpose)
 
 
-@cache
-def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+def _new_table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32, device=device)
+
+
+_kept_table = cache(_new_table)
 
 
 def cyclic_permutations(n: int) -> tuple[tuple[int, ...], ...]:

@@ -55,14 +55,11 @@ class Guarded {
   T* data() { return values_.data() + first_; }
   /// The results, after a look at what lies beside them.
   std::vector<T> written() const {
-    for (int64_t i = 0; i < static_cast<int64_t>(values_.size()); ++i) {
-      if (i == first_) i += count_;
-      if (i < static_cast<int64_t>(values_.size())) expect(same(values_[i]), "something was written beside a result");
-    }
-    return {values_.begin() + first_, values_.begin() + first_ + count_};
+    const auto begin = values_.begin() + first_, end = begin + count_;
+    expect(std::all_of(values_.begin(), begin, same) && std::all_of(end, values_.end(), same),
+           "something was written beside a result");
+    return {begin, end};
   }
-  /// Whether nothing was written at all.
-  bool is_untouched() const { return std::all_of(values_.begin(), values_.end(), same); }
 
  private:
   static constexpr float untouched = 0.40625f;  // in every dtype

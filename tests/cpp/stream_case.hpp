@@ -1,6 +1,7 @@
 // A random stream step for the tests of the CPU kernels: its options, its operands, and the same in double.
 #pragma once
 
+#include "anabranch/mixers/streams_cpu.hpp"
 #include "mixer_case.hpp"
 
 namespace anabranch::testing {
@@ -84,6 +85,12 @@ struct StepOperands {
             c.map()};
   }
 
+  /// Bit i of `mask`: whether there is gradient i.
+  StreamPreUpstream<T> upstream(unsigned mask) const {
+    return {mask & 1 ? du.data() : nullptr, mask & 2 ? dcoefficients.data() : nullptr,
+            mask & 4 ? dnext.data() : nullptr, mask & 8 ? dx.data() : nullptr};
+  }
+
   std::vector<T> x, y, du, dnext, dx;
   std::vector<Sum> weight, scale, bias, before, dcoefficients;
 };
@@ -126,6 +133,16 @@ inline std::vector<StepCase> large_and_empty() {
       {{0, 3, 8}, {.centered = true}},
       {{0, 3, 8}, {.mixer = MixerKind::identity, .weighted = false}},
   };
+}
+
+/// Streams that are written past the caches, while half of them are not. Both have whole tiles.
+template <class T>
+StepCase streaming_case() {
+  const int64_t tokens = 16576 / static_cast<int64_t>(sizeof(T));
+  const bool holds = detail::is_streaming<T>({tokens, 4, 64}) && !detail::is_streaming<T>({tokens / 2, 4, 64}) &&
+                     tokens % (2 * detail::kTileTokens) == 0;
+  expect(holds, "the streams have another size than streaming begins at");
+  return {{tokens, 4, 64}, {}};
 }
 
 }  // namespace anabranch::testing

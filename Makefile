@@ -34,7 +34,9 @@ bench: build
 	$(PY) -m anabranch bench skip
 	$(PY) -m anabranch bench mixers
 
-test: build cpp-test
+# The C++ tests link the kernels that were just built; `make cpp-test` alone builds its own.
+test: build
+	$(MAKE) cpp-test KERNELS="$$(ls -t $(CURDIR)/build/py3-*/libanabranch_kernels.a | head -n 1)"
 	$(PY) -m pytest tests
 
 # What calls CPU kernels, with every kernel of the process on one instruction set: each that this CPU has. The skip
@@ -57,7 +59,7 @@ COMMA := ,
 CPP_BUILD = build/cpp$(if $(SANITIZE),-$(subst $(COMMA),-,$(SANITIZE)))
 cpp-test: $(VENV)/tools
 	$(VENV)/bin/cmake -S . -B $(CPP_BUILD) -G Ninja -DANABRANCH_TESTS=ON -DANABRANCH_PYTHON=OFF \
-	  -DANABRANCH_SANITIZE=$(SANITIZE) -DANABRANCH_BENCH=$(if $(SANITIZE),OFF,ON) > /dev/null
+	  -DANABRANCH_SANITIZE=$(SANITIZE) -DANABRANCH_BENCH=$(if $(SANITIZE),OFF,ON) -DANABRANCH_KERNELS=$(KERNELS) > /dev/null
 	$(VENV)/bin/ninja -C $(CPP_BUILD) -j $(JOBS) --quiet
 	$(VENV)/bin/ctest --test-dir $(CPP_BUILD) --output-on-failure -j $(JOBS) --quiet
 

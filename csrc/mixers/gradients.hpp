@@ -1,6 +1,7 @@
 // The results of the mixers room's ops, and the checks of what their backward ops take, on every device.
 #pragma once
 
+#include "anabranch/mixers/streams_backward.hpp"
 #include "mixers/checks.hpp"
 
 namespace anabranch {

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "anabranch/core/cpu_features.hpp"
-#include "anabranch/mixers/streams.hpp"
+#include "anabranch/mixers/streams_backward.hpp"
 
 namespace anabranch {
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "anabranch/mixers/stream_mix.cuh"
+#include "anabranch/mixers/streams_backward.hpp"
 
 namespace anabranch {
 

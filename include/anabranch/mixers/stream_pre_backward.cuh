@@ -4,8 +4,8 @@
 // dweight in chunks of rows, added up; 5. the sums for scale and bias. post_pre: the streams between are made again
 // from x and y; pre's gradient on them; post's on its result. Every sum has one order.
 //
-// Bytes per token (N = nC numbers): x three times, du twice, dx and dnext as far as given: 3N + 2C read, N more for each
-// of these two, and N written. post_pre: N + C read and N written for the streams between, which are scratch, and
+// Bytes per token (N = nC numbers): x three times, du twice, dx and dnext as far as given: 3N + 2C read, N more for
+// each of these two, and N written. post_pre: N + C read and N written for the streams between, which are scratch, and
 // 2N + C read and C written for post. Against the floor of one read of x: where a batch's streams fit in L2 the second
 // and third cost no DRAM. FLOPs: 4 K N; dweight's half on tensor cores for bfloat16 on Hopper, the rest on the CUDA
 // cores in float.

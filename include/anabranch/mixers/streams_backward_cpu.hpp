@@ -238,7 +238,7 @@ void stream_post_pre_backward_cpu(const StreamShape& shape, const T* x, const T*
                    between.data(), lagged ? own : nullptr, next_coefficients + first * size,
                    at(next_statistics, projection.num_statistics()), pre.x + first * width, false,
                    lagged ? lag.data() : nullptr, workspace);
-    Sum* const dcoefficients = post.dcoefficients + first * size;
+    Sum* const dcoefficients = at(post.dcoefficients, size);
     kernels.post_backward(group, pre.x + first * width, x + first * width, y + first * channels, own,
                           {nullptr, at(post.y, channels), dcoefficients});
     for (int64_t i = 0; lagged && i < tokens * size; ++i) dcoefficients[i] += lag.data()[i];

@@ -13,6 +13,7 @@ streams as it is and applies H itself: each step keeps its streams once and writ
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -182,7 +183,7 @@ def _shaped(x: Tensor, u: Tensor, coefficients: Tensor, carry: Tensor | None) ->
 def _rows(tensor: Tensor, dims: int) -> Tensor:
     """Leading dimensions as one."""
     shape = tensor.shape[-dims:]
-    return tensor.reshape(tensor.shape[:-dims].numel(), *shape)
+    return tensor.reshape(math.prod(tensor.shape[:-dims]), *shape)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:

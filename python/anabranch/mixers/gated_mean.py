@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def gated_mean(x: Tensor, logits: Tensor) -> Tensor:
         raise ValueError(
             f"{op}: logits has shape {tuple(logits.shape)}, must be {tuple(x.shape)} like x; give each number a gate"
         )
-    tokens = x.shape[:-2].numel()
+    tokens = math.prod(x.shape[:-2])
     flat = (tokens, *x.shape[-2:])
     u: Tensor = call_as(op, ops.gated_mean, x.reshape(flat), logits.to(x.dtype).reshape(flat))
     return u.view(*x.shape[:-2], x.shape[-1])

@@ -205,7 +205,7 @@ class Grassmann(Mixer):
     _kind = 7
 
     def __post_init__(self) -> None:
-        if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, int)):
+        if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, (int, torch.SymInt))):
             raise ValueError(f"grassmann: rank is {self.rank!r}, must be an integer or None; n // 2 is usual")
 
     def rank_of(self, n: int) -> int:

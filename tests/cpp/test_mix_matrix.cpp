@@ -1,5 +1,6 @@
 // Matrices of every mixer on the CPU and their gradients: against the definition in double on every instruction set,
 // the same bits on several threads as on one and whatever the neighbours are, and nothing written beside the results.
+#include "anabranch/mixers/lanes_cpu.hpp"
 #include "anabranch/mixers/streams_cpu.hpp"
 #include "mixer_case.hpp"
 
@@ -160,8 +161,27 @@ void check_dependent_columns() {
   });
 }
 
+/// The exponential of vectors, whose source is one for all instruction sets.
+template <class V>
+void check_exponential() {
+  using Lanes = detail::Lanes<CpuIsa::portable, V>;
+  context = std::string("exp_of, ") + type_name<V>();
+  const double spacing = std::is_same_v<V, double> ? 0x1p-52 : 0x1p-23, far = std::is_same_v<V, double> ? 708 : 87;
+  const auto exponential = [](double x) { return exp_of(Lanes(x)).v[Lanes::width - 1]; };
+  long double worst = 0;
+  for (double x = -far; x <= far; x += far / 5000) {
+    const long double wanted = std::exp(static_cast<long double>(static_cast<V>(x)));
+    worst = std::max(worst, std::abs(exponential(x) - wanted) / wanted);
+  }
+  expect(worst <= 2 * spacing, "off by " + std::to_string(static_cast<double>(worst / spacing)) + " units");
+  expect(exponential(0) == 1 && exponential(-2 * far) == 0 && exponential(-HUGE_VAL) == 0, "1, or 0 far below");
+  expect(std::isfinite(exponential(HUGE_VAL)) && exponential(HUGE_VAL) >= exponential(far), "the largest value");
+  expect(std::isnan(exponential(std::nan(""))), "NaN");
+}
+
 template <class V>
 void check_dtype() {
+  check_exponential<V>();
   for (const MixerKind kind : mixer_kinds) {
     for (int streams = kMinStreams; streams <= kMaxStreams; ++streams) check_streams<V>(kind, streams);
     check<V>(mixer_of(kind, 3), 5200, 1, 1024);  // enough for five workers

@@ -1,5 +1,5 @@
 #include "anabranch/mixers/matrix_kernels_cpu.hpp"
 
 namespace anabranch {
-ANABRANCH_MATRIX_KERNELS(CpuIsa::avx512, )
+template MatrixKernels<float> matrix_kernels_for<CpuIsa::avx512, float>();
 }  // namespace anabranch

@@ -50,7 +50,6 @@ Tensor mix_matrix_backward(const Tensor& dmatrices_in, const Tensor& logits_in, 
 }
 
 /// Numbers of the type in which sums are kept.
-template <class T>
 Tensor sums_on(const Tensor& like, int64_t count) {
   return empty_on(like, {count}, accumulate_type(like.scalar_type()));
 }
@@ -67,8 +66,9 @@ std::tuple<Tensor, Tensor, Tensor> stream_pre(const Tensor& x_in, const std::opt
   const StepTensors step(x, in);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
-    const Tensor parts = sums_on<T>(x, stream_pre_parts(shape_of(x), in.problem<T>()));
-    stream_pre_cuda<T>(shape_of(x), in.problem<T>(), data<T>(x), data<Sum>(lag), mutable_data<Sum>(parts),
+    const bool hopper = hopper_multiprocessors() > 0;
+    const Tensor scratch = sums_on(x, stream_pre_scratch(shape_of(x), in.problem<T>(), hopper));
+    stream_pre_cuda<T>(shape_of(x), in.problem<T>(), data<T>(x), data<Sum>(lag), mutable_data<Sum>(scratch), hopper,
                        mutable_data<T>(step.u), mutable_data<Sum>(step.coefficients),
                        mutable_data<Sum>(step.statistics), device.stream);
   });
@@ -101,9 +101,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> stream_post_pre(const Tensor& x_in, c
   const StepTensors step(x, in);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
-    const Tensor parts = sums_on<T>(x, stream_pre_parts(shape_of(x), in.problem<T>()));
+    const bool hopper = hopper_multiprocessors() > 0;
+    const Tensor scratch = sums_on(x, stream_pre_scratch(shape_of(x), in.problem<T>(), hopper));
     stream_post_pre_cuda<T>(shape_of(x), data<T>(x), data<T>(y), data<Sum>(coefficients), in.problem<T>(), lagged,
-                            mutable_data<Sum>(parts), mutable_data<T>(out), mutable_data<T>(step.u),
+                            mutable_data<Sum>(scratch), hopper, mutable_data<T>(out), mutable_data<T>(step.u),
                             mutable_data<Sum>(step.coefficients), mutable_data<Sum>(step.statistics), device.stream);
   });
   return {out, step.u, step.coefficients, step.statistics};
@@ -128,9 +129,10 @@ PreGradientTensors::Tuple stream_pre_backward(const std::optional<Tensor>& du,
   const PreGradientTensors results(x, in, wanted);
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
-    const Tensor scratch = sums_on<T>(x, stream_backward_sizes(shape_of(x), in.problem<T>()).sum());
+    const bool hopper = hopper_multiprocessors() > 0;
+    const Tensor scratch = sums_on(x, stream_backward_sizes(shape_of(x), in.problem<T>(), hopper).sum());
     stream_pre_backward_cuda<T>(shape_of(x), in.problem<T>(), upstream.pointers<T>(), data<T>(x), data<Sum>(lag),
-                                data<Sum>(coefficients), data<Sum>(statistics), mutable_data<Sum>(scratch),
+                                data<Sum>(coefficients), data<Sum>(statistics), mutable_data<Sum>(scratch), hopper,
                                 results.pointers<T>(), device.stream);
   });
   return results.tuple();
@@ -173,11 +175,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> stream_post_pre_backw
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
     using Sum = accumulate_t<T>;
     const Tensor between = empty_on(x, {x.size(0), x.size(1), x.size(2)}, x.scalar_type());
-    const Tensor scratch = sums_on<T>(x, stream_backward_sizes(shape_of(x), in.problem<T>()).sum());
+    const bool hopper = hopper_multiprocessors() > 0;
+    const Tensor scratch = sums_on(x, stream_backward_sizes(shape_of(x), in.problem<T>(), hopper).sum());
     stream_post_pre_backward_cuda<T>(shape_of(x), data<T>(x), data<T>(y), data<Sum>(coefficients), in.problem<T>(),
                                      lagged, upstream.pointers<T>(), data<Sum>(next_coefficients),
                                      data<Sum>(next_statistics), mutable_data<T>(between), mutable_data<Sum>(scratch),
-                                     pre.pointers<T>(), post.pointers<T>(), device.stream);
+                                     hopper, pre.pointers<T>(), post.pointers<T>(), device.stream);
   });
   return {pre.x, post.y, post.coefficients, pre.weight, pre.scale, pre.bias};
 }

@@ -2,4 +2,5 @@
 
 namespace anabranch {
 ANABRANCH_STREAM_KERNELS(CpuIsa::portable, )
+template StreamKernels<double> stream_kernels_for<CpuIsa::portable, double>();
 }  // namespace anabranch

@@ -33,6 +33,18 @@ void expect_near(const std::vector<T>& values, const std::vector<double>& expect
   }
 }
 
+/// Largest error of sums, relative to the larger of 1 and the largest.
+template <class T>
+inline constexpr double fine_tolerance = std::is_same_v<T, double> ? 1e-9 : 1e-4;
+
+/// [rows, width], each row of length about 1.
+template <class T>
+std::vector<T> scaled_values(int64_t rows, int64_t width, std::mt19937& random) {
+  auto out = random_values<T>(rows * width, random);
+  for (T& value : out) value /= static_cast<T>(std::sqrt(width));
+  return out;
+}
+
 /// Rows of permutations, every second one rolled, with an entry that names no column.
 inline std::vector<int32_t> some_permutations(int64_t streams) {
   std::vector<int32_t> out;

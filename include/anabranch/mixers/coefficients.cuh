@@ -28,19 +28,12 @@ namespace detail {
 
 inline constexpr int kCoefficientTokens = 64;
 
-// What every mixer reads is compiled once: inlined, it is two thirds of the kernels.
-#if defined(__CUDACC__)
-#define ANABRANCH_ONCE __noinline__
-#else
-#define ANABRANCH_ONCE
-#endif
-
 /// A token's logits from its products, or from the rows of mix_matrix, which have no scale.
 template <class V>
 struct TokenLogits {
   const StreamProjection<V>& projection;
   const V* products;  // null where there is no weight
-  __device__ ANABRANCH_ONCE V operator[](int64_t k) const {
+  ANABRANCH_ONCE V operator[](int64_t k) const {
     if (!projection.scale) return products[k];
     return products ? stream_logit(projection, k, products[k]) : projection.bias[k];
   }
@@ -59,6 +52,7 @@ __device__ void gather_statistics(const StreamProjection<V>& projection, const P
     const V* at = from.data + (begin + i) * width + products;
     const V shift = at[2];
     V squares = V(0), sum = V(0);
+#pragma unroll 8
     for (int64_t split = 0; split < from.splits; ++split, at += rows * width) squares += at[0], sum += at[1];
     if (projection.centered) squares = max_of(squares - sum * (sum / part), V(0));
     V* to = statistics + (first + i / segments) * kept + logits + 2 * (i % segments);
@@ -70,6 +64,7 @@ __device__ void gather_statistics(const StreamProjection<V>& projection, const P
     const int64_t row = i / products, k = i % products;
     const V* at = from.data + (begin + row) * width + k;
     V sum = V(0);
+#pragma unroll 8
     for (int64_t split = 0; split < from.splits; ++split, at += rows * width) sum += *at;
     V* to = statistics + (first + row / segments) * kept;
     to[row % segments * products + k] = sum * to[logits + 2 * (row % segments)];

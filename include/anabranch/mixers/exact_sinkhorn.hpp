@@ -10,7 +10,8 @@
 // diag(u) exp(h) diag(v), and u, v solve the same Laplacian. Both use elimination without subtraction (Grassmann,
 // Taksar and Heyman): weights near zero, where P is near a permutation, keep all their digits.
 //
-// FLOPs: about n^2 (10 + n) and n^2 exponentials per step; 3 to 6 steps at logits of standard deviation 1 to 8.
+// FLOPs: about n^2 (10 + n) and n^2 exponentials per step; 3 to 6 steps at logits of standard deviation 1 to 8, and as
+// many again for every doubling of the logits beyond a span of 32.
 #pragma once
 
 #include "anabranch/mixers/mixer.hpp"
@@ -63,16 +64,16 @@ ANABRANCH_MATRIX_FUNCTION void laplacian_weights(const V (&p)[n][n], const V (&i
   }
 }
 
-inline constexpr int kNewtonSteps = 200;
+inline constexpr int kNewtonSteps = 200, kMostHalvings = 40, kMostCuts = 7;
+inline constexpr double kNewtonRange = 32, kRoughTolerance = 1e-3;
 
-/// P of the logits until no column's sum is off by more than the tolerance, or after kNewtonSteps trials.
+/// From v on, until no column's sum is off by more than the tolerance or after kNewtonSteps trials. Matrices side by
+/// side stop one by one, those with `finished` > 0 at once: what a matrix becomes must not depend on its neighbours.
 template <class V, int n>
-ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double tolerance, V (&p)[n][n]) {
-  V v[n], trial[n], step[n], size(1), slope(0);
+ANABRANCH_MATRIX_FUNCTION void balance(const V (&logits)[n][n], double tolerance, V finished, V (&v)[n], V (&p)[n][n]) {
+  V trial[n], step[n], size(1), slope(0), cuts(0);
   ANABRANCH_UNROLL
-  for (int j = 0; j < n; ++j) v[j] = trial[j] = step[j] = V(0);
-  // Matrices side by side stop one by one: what a matrix becomes must not depend on its neighbours.
-  V finished(0);
+  for (int j = 0; j < n; ++j) trial[j] = v[j], step[j] = V(0);
   const V ones(1);
   ANABRANCH_ROLLED
   for (int iteration = 0; iteration < kNewtonSteps; ++iteration) {
@@ -119,8 +120,10 @@ ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double to
     ANABRANCH_UNROLL
     for (int j = 0; j < n; ++j) longest = max_of(longest, abs_of(newton[j]));
     size = select(good, V(30) / max_of(longest, V(30)), size * V(0.25));
+    cuts = select(good, V(0), cuts + V(1));
     // Sinkhorn's own step where the cuts led nowhere, or where no weight is left and Newton's step is zero.
-    const auto lost = select(good, select(longest > V(0), V(1), V(0)), size + finished - V(1e-4)) <= V(0);
+    const auto lost =
+        select(good, select(longest > V(0), V(1), V(0)), select(finished > V(0), V(1), V(kMostCuts) - cuts)) <= V(0);
     slope = V(0);
     ANABRANCH_UNROLL
     for (int j = 0; j < n; ++j) {
@@ -144,6 +147,40 @@ ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double to
       ANABRANCH_UNROLL
       for (int j = 0; j < n; ++j) trial[j] = select(lost, v[j] - log_of(max_of(sums[j], V(1e-300))), trial[j]);
     }
+  }
+}
+
+/// P of the logits. Where these span more than kNewtonRange, half of them are solved first, roughly, and twice that v
+/// is where the whole begins; and so on for the halves.
+template <class V, int n>
+ANABRANCH_MATRIX_FUNCTION void exact_sinkhorn(const V (&logits)[n][n], double tolerance, V (&p)[n][n]) {
+  V v[n], high = logits[0][0], low = logits[0][0], scale(1), halvings(0);
+  ANABRANCH_ROLLED
+  for (int i = 0; i < n; ++i) {
+    v[i] = V(0);
+    ANABRANCH_ROLLED
+    for (int j = 0; j < n; ++j) high = max_of(high, logits[i][j]), low = min_of(low, logits[i][j]);
+  }
+  int stage = 0;
+  ANABRANCH_ROLLED
+  for (; stage < kMostHalvings && any((high - low) * scale > V(kNewtonRange)); ++stage) {
+    const auto wide = (high - low) * scale > V(kNewtonRange);
+    halvings = select(wide, halvings + V(1), halvings);
+    scale = select(wide, scale * V(0.5), scale);
+  }
+  ANABRANCH_ROLLED
+  for (; stage >= 0; --stage) {
+    const V waits = V(stage) - halvings;  // > 0: this matrix begins at a later stage
+    const auto doubles = halvings > V(stage);
+    scale = select(doubles, scale * V(2), scale);
+    V scaled[n][n];
+    ANABRANCH_ROLLED
+    for (int i = 0; i < n; ++i) {
+      v[i] = select(doubles, v[i] * V(2), v[i]);
+      ANABRANCH_ROLLED
+      for (int j = 0; j < n; ++j) scaled[i][j] = logits[i][j] * scale;
+    }
+    balance<V, n>(scaled, stage > 0 ? kRoughTolerance : tolerance, waits, v, p);
   }
 }
 

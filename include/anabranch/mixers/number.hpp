@@ -18,18 +18,20 @@
 #define ANABRANCH_UNROLL _Pragma("unroll (n * sizeof(V) <= 16 ? 8 : 1)")
 #define ANABRANCH_ROLLED _Pragma("unroll 1")
 #define ANABRANCH_MATRIX_FUNCTION __host__ __device__
+#define ANABRANCH_ONCE __host__ __device__ __noinline__
 #else
 #define ANABRANCH_UNROLL
 #define ANABRANCH_ROLLED
 #define ANABRANCH_MATRIX_FUNCTION
+#define ANABRANCH_ONCE ANABRANCH_HOST_DEVICE
 #endif
 
 namespace anabranch::detail {
 
 ANABRANCH_HOST_DEVICE inline float exp_of(float x) { return ::expf(x); }
-ANABRANCH_HOST_DEVICE inline double exp_of(double x) { return ::exp(x); }
+ANABRANCH_ONCE inline double exp_of(double x) { return ::exp(x); }
 ANABRANCH_HOST_DEVICE inline float log_of(float x) { return ::logf(x); }
-ANABRANCH_HOST_DEVICE inline double log_of(double x) { return ::log(x); }
+ANABRANCH_ONCE inline double log_of(double x) { return ::log(x); }
 ANABRANCH_HOST_DEVICE inline float sqrt_of(float x) { return ::sqrtf(x); }
 ANABRANCH_HOST_DEVICE inline double sqrt_of(double x) { return ::sqrt(x); }
 

@@ -148,6 +148,7 @@ struct PreBackwardLoops : RowLoops<isa, T> {
         }
       }
     }
+    if (block.streaming) Row::end_streaming();
   }
 };
 

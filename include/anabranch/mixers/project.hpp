@@ -121,7 +121,7 @@ ANABRANCH_MATRIX_FUNCTION void project_backward(const Mixer& mixer, const Logits
   V a[n][n], da[n][n];
   switch (mixer.kind) {
     case MixerKind::identity:
-    default:
+    default:  // there is no other; said for compilers that doubt it
       return;
     case MixerKind::permutation_mixture:
       return permutation_mixture_backward<V, n>(mixer, logits, dh, dlogits);

@@ -100,6 +100,13 @@ struct RowLanes {
     store(to, v);
   }
 
+  /// After the last of them, before anybody is told that the rows are there.
+  [[gnu::always_inline]] static void end_streaming() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+  }
+
   /// Sum of the lanes, in order of halves.
   [[gnu::always_inline]] static Sum reduce(Vector v) {
     Sum part[width];

@@ -28,6 +28,13 @@ namespace detail {
 
 inline constexpr int kGradientRows = 32, kGradientGroup = 24, kGradientProducts = 6;
 
+/// Channels of a block of the kernel on tensor cores.
+inline constexpr int kTensorStrip = 512;
+
+/// In csrc/mixers/streams_bf16_sm90.cu, for bfloat16 (stream_dweight_sm90.cuh).
+template <class T>
+void stream_dweight_sm90(const StreamWeightGradient<T>& problem, T* split, cudaStream_t stream);
+
 template <class T, int N>
 __global__ void __launch_bounds__(256, 1) stream_dweight_kernel(StreamWeightGradient<T> problem) {
   using Sum = accumulate_t<T>;
@@ -108,14 +115,32 @@ void sum_parts_cuda(const V* parts, int64_t chunks, int64_t stride, int64_t coun
 }  // namespace detail
 
 /// Chunks of rows: a function of the shape alone.
-inline int64_t dweight_chunks(int64_t rows, int64_t products, int64_t part) {
-  const int64_t blocks = (part + 255) / 256 * ((products + detail::kGradientGroup - 1) / detail::kGradientGroup);
-  return std::clamp<int64_t>(512 / blocks, 1, std::max<int64_t>(1, (rows + 255) / 256));
+template <class T>
+int64_t dweight_chunks(int64_t rows, int64_t products, int64_t part, bool hopper) {
+  const bool tensor = hopper && std::is_same_v<T, bfloat16>;
+  const int64_t strip = tensor ? detail::kTensorStrip : 256;
+  const int64_t blocks =
+      (part + strip - 1) / strip * ((products + detail::kGradientGroup - 1) / detail::kGradientGroup);
+  return std::clamp<int64_t>((tensor ? 264 : 512) / blocks, 1, std::max<int64_t>(1, (rows + 255) / 256));
+}
+
+/// What the kernel on tensor cores keeps its second form of g in, counted in float.
+template <class T>
+int64_t split_gradients_size(int64_t rows, int64_t products) {
+  return std::is_same_v<T, bfloat16> ? (products + 7) / 8 * 8 * ((rows + 15) / 16 * 16) : 0;
 }
 
 template <class T>
-void stream_dweight_cuda(const StreamWeightGradient<T>& problem, accumulate_t<T>* dweight, cudaStream_t stream) {
+void stream_dweight_cuda(const StreamWeightGradient<T>& problem, accumulate_t<T>* split, bool hopper,
+                         accumulate_t<T>* dweight, cudaStream_t stream) {
   using Sum = accumulate_t<T>;
+  const int64_t count = problem.products * problem.part;
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (hopper && rows_are_aligned<T>(problem.part, {problem.x, split})) {
+      detail::stream_dweight_sm90(problem, reinterpret_cast<T*>(split), stream);
+      return detail::sum_parts_cuda(problem.parts, problem.chunks, count, count, dweight, stream);
+    }
+  }
   const int64_t width = 64 * 16 / static_cast<int64_t>(sizeof(Sum));
   const int64_t blocks = (problem.part + width - 1) / width *
                          ((problem.products + detail::kGradientGroup - 1) / detail::kGradientGroup) * problem.chunks;
@@ -123,7 +148,6 @@ void stream_dweight_cuda(const StreamWeightGradient<T>& problem, accumulate_t<T>
     launch(detail::stream_dweight_kernel<T, N>, grid_of(blocks), 256,
            shared_bytes<Sum>(detail::kGradientRows * detail::kGradientGroup), stream, problem);
   });
-  const int64_t count = problem.products * problem.part;
   detail::sum_parts_cuda(problem.parts, problem.chunks, count, count, dweight, stream);
 }
 

@@ -30,7 +30,11 @@ struct StreamInputGradient {
 
 namespace detail {
 
-inline constexpr int kDxTokens = 32, kDxTiles = 4, kDxGroup = 24, kDxPieces = 64, kDxRows = 8;
+inline constexpr int kDxTokens = 32, kDxTiles = 4, kDxPieces = 64, kDxRows = 8;
+
+/// Products at a time: 24, or 12 where sums are doubles, so that they fit into 64 KB for 8 segments too.
+template <class Sum>
+inline constexpr int kDxProducts = 96 / static_cast<int>(sizeof(Sum));
 
 /// One 16-byte piece of sums from elements of T; scalar where rows are not aligned.
 template <class T, int N, int kPiece>
@@ -57,14 +61,14 @@ __device__ void add_scaled(Sum factor, const Vector<Sum, kPiece>& values, Vector
 template <class T, int N, int kBound>
 __global__ void __launch_bounds__(256, 1) stream_dx_kernel(StreamInputGradient<T> problem) {
   using Sum = accumulate_t<T>;
-  constexpr int kPiece = 16 / static_cast<int>(sizeof(Sum)), kWidth = kDxPieces * kPiece, kChannels = kWidth / kBound;
+  constexpr int kGroup = kDxProducts<Sum>, kPiece = 16 / static_cast<int>(sizeof(Sum)), kWidth = kDxPieces * kPiece,
+                kChannels = kWidth / kBound;
   using Piece = Vector<Sum, kPiece>;
   SharedMemory shared;
   SharedMemory again = shared;
-  const SharedArray<Sum> weight = shared.take<Sum>(kDxGroup * kWidth),
-                         g = shared.take<Sum>(kBound * kDxGroup * kDxTokens);
-  const SharedArray<Piece> weight_pieces = again.take<Piece>(kDxGroup * kDxPieces);
-  const SharedArray<Piece> g_pieces = again.take<Piece>(kBound * kDxGroup * kDxTokens / kPiece);
+  const SharedArray<Sum> weight = shared.take<Sum>(kGroup * kWidth), g = shared.take<Sum>(kBound * kGroup * kDxTokens);
+  const SharedArray<Piece> weight_pieces = again.take<Piece>(kGroup * kDxPieces);
+  const SharedArray<Piece> g_pieces = again.take<Piece>(kBound * kGroup * kDxTokens / kPiece);
   const int64_t channels = problem.shape.channels, tokens = problem.shape.tokens, products = problem.products;
   const int n = static_cast<int>(problem.shape.streams), size = n * (n + 2), thread = static_cast<int>(threadIdx.x);
   const int64_t stretches = (channels + kChannels - 1) / kChannels, first_channel = blockIdx.x % stretches * kChannels;
@@ -72,7 +76,7 @@ __global__ void __launch_bounds__(256, 1) stream_dx_kernel(StreamInputGradient<T
   const int64_t channel = first_channel + position % kChannels;
   const bool mine = stream < n && channel < channels;
   const int64_t segments = problem.segments, segment = segments == 1 ? 0 : stream;
-  const int64_t groups = problem.weight ? (products + kDxGroup - 1) / kDxGroup : 0;
+  const int64_t groups = problem.weight ? (products + kGroup - 1) / kGroup : 0;
   const int row = thread / kDxPieces * kDxRows;
   for (int tile = 0; tile < kDxTiles; ++tile) {
     const int64_t first = (blockIdx.x / stretches * kDxTiles + tile) * kDxTokens;
@@ -80,24 +84,24 @@ __global__ void __launch_bounds__(256, 1) stream_dx_kernel(StreamInputGradient<T
     Piece sums[kDxRows] = {};
     for (int64_t group = 0; group < groups; ++group) {
       __syncthreads();
-      for (int i = thread; i < kDxGroup * kWidth && (groups > 1 || tile == 0); i += 256) {
-        const int64_t k = group * kDxGroup + i / kWidth, j = i % kWidth / kChannels;
+      for (int i = thread; i < kGroup * kWidth && (groups > 1 || tile == 0); i += 256) {
+        const int64_t k = group * kGroup + i / kWidth, j = i % kWidth / kChannels;
         const int64_t c = first_channel + i % kChannels;
         const bool exists = k < products && j < n && c < channels;
         const int64_t part = segments == 1 ? n * channels : channels, at = segments == 1 ? j * channels + c : c;
         weight[i] = exists ? problem.weight[k * part + at] : Sum(0);
       }
-      for (int i = thread; i < static_cast<int>(segments) * kDxGroup * kDxTokens; i += 256) {
-        const int64_t s = i / (kDxGroup * kDxTokens), k = group * kDxGroup + i / kDxTokens % kDxGroup;
+      for (int i = thread; i < static_cast<int>(segments) * kGroup * kDxTokens; i += 256) {
+        const int64_t s = i / (kGroup * kDxTokens), k = group * kGroup + i / kDxTokens % kGroup;
         const int64_t t = first + i % kDxTokens;
         g[i] = k < products && t < tokens ? problem.g[(t * segments + s) * products + k] : Sum(0);
       }
       __syncthreads();
-      for (int k = 0; mine && k < kDxGroup; ++k) {
+      for (int k = 0; mine && k < kGroup; ++k) {
         const Piece w = weight_pieces[k * kDxPieces + thread % kDxPieces];
 #pragma unroll
         for (int i = 0; i < kDxRows; i += kPiece) {
-          const Piece factors = g_pieces[((segment * kDxGroup + k) * kDxTokens + row + i) / kPiece];
+          const Piece factors = g_pieces[((segment * kGroup + k) * kDxTokens + row + i) / kPiece];
 #pragma unroll
           for (int r = 0; r < kPiece; ++r) add_scaled(factors.values[r], w, sums[i + r]);
         }
@@ -140,11 +144,12 @@ __global__ void __launch_bounds__(256, 1) stream_dx_kernel(StreamInputGradient<T
 template <class T, int N, int kBound>
 void launch_dx(const StreamInputGradient<T>& problem, cudaStream_t stream) {
   using Sum = accumulate_t<T>;
-  constexpr int kWidth = kDxPieces * 16 / static_cast<int>(sizeof(Sum));
+  constexpr int kGroup = kDxProducts<Sum>, kWidth = kDxPieces * 16 / static_cast<int>(sizeof(Sum));
   const int64_t stretches = (problem.shape.channels + kWidth / kBound - 1) / (kWidth / kBound);
   const int64_t tiles = (problem.shape.tokens + kDxTokens * kDxTiles - 1) / (kDxTokens * kDxTiles);
-  launch(stream_dx_kernel<T, N, kBound>, grid_of(stretches * tiles), 256,
-         shared_bytes<Sum, Sum>(kDxGroup * kWidth, kBound * kDxGroup * kDxTokens), stream, problem);
+  constexpr size_t kShared = shared_bytes<Sum, Sum>(kGroup * kWidth, kBound * kGroup * kDxTokens);
+  static_assert(kShared <= 64 * 1024, "what every architecture has");
+  launch(stream_dx_kernel<T, N, kBound>, grid_of(stretches * tiles), 256, kShared, stream, problem);
 }
 
 }  // namespace detail

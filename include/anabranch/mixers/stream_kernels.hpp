@@ -67,10 +67,11 @@ StreamKernels<T> stream_kernels_for();
 
 #define ANABRANCH_STREAM_KERNELS(isa, qualifier)                                  \
   qualifier template StreamKernels<float> stream_kernels_for<isa, float>();       \
-  qualifier template StreamKernels<double> stream_kernels_for<isa, double>();     \
   qualifier template StreamKernels<bfloat16> stream_kernels_for<isa, bfloat16>(); \
   qualifier template StreamKernels<half> stream_kernels_for<isa, half>();
 
+// float64 is for checking gradients: portable vectors will do.
+extern template StreamKernels<double> stream_kernels_for<CpuIsa::portable, double>();
 ANABRANCH_STREAM_KERNELS(CpuIsa::portable, extern)
 #if defined(__x86_64__)
 ANABRANCH_STREAM_KERNELS(CpuIsa::avx2, extern)
@@ -84,8 +85,10 @@ StreamKernels<T> stream_kernels() {
   if constexpr (std::is_same_v<T, bfloat16>) {
     if (cpu_isa() == CpuIsa::avx512_bf16) return stream_kernels_for<CpuIsa::avx512_bf16, T>();
   }
-  if (cpu_isa() >= CpuIsa::avx512) return stream_kernels_for<CpuIsa::avx512, T>();
-  if (cpu_isa() >= CpuIsa::avx2) return stream_kernels_for<CpuIsa::avx2, T>();
+  if constexpr (!std::is_same_v<T, double>) {
+    if (cpu_isa() >= CpuIsa::avx512) return stream_kernels_for<CpuIsa::avx512, T>();
+    if (cpu_isa() >= CpuIsa::avx2) return stream_kernels_for<CpuIsa::avx2, T>();
+  }
 #endif
   return stream_kernels_for<CpuIsa::portable, T>();
 }

@@ -85,6 +85,7 @@ struct StreamLoops : RowLoops<isa, T> {
         }
       });
     }
+    if constexpr (streaming) Row::end_streaming();
   }
 
   /// Rows `first` .. first + rows of the coefficients' gradient of one token.

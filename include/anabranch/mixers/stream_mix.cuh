@@ -25,6 +25,16 @@ __device__ accumulate_t<T> sum_of(T value) {
   }
 }
 
+/// 8 channels of a row; zeros where there are none.
+struct Channels {
+  uint32_t pairs[4];
+};
+__device__ __forceinline__ Channels load_channels(const bfloat16* from, bool exists) {
+  Channels out{};
+  if (exists) load_pairs(from, out.pairs);
+  return out;
+}
+
 /// Calls f.operator()<N>() with the widest accesses that rows of this width allow; double has no wide ones to compile.
 template <class T, class F>
 void dispatch_stream_width(int64_t width, std::initializer_list<const void*> pointers, F&& f) {

@@ -1,301 +1,75 @@
-// The products of streams with the projection's weights on the GPU, with the sums of squares, in one read of the
-// streams; where wanted, the streams are mixed on the way (post of the step before) and read (u, by coefficients that
-// are there already: the single-pass form).
-//
-// A block takes 32 tokens, 24 products and a stretch of channels, in stages of 1 KB of sums per token: all streams over
-// some channels (or, plain, a row's neighbours) and the weights there, both in shared memory as float or double. Its
-// 8 warps share out a stage's numbers, 16 bytes at a time; in a warp, a lane has 4 tokens and 6 products. At the end
-// the warps' sums are added in order. What a stretch gives is one part of the result; coefficients.cuh adds up the
-// parts.
-//
-// Bytes: the streams once per 24 products, from L2 after the first; 4 K bytes of weight per number of a token's streams
-// and 32 tokens, from L2. FLOPs: 2 K N per token, K rounded up to 24, on the CUDA cores in float: at K = 24 and
-// bfloat16 that is 107 us for 8192 tokens of N = 16384 at 60 TFLOP/s, half of what the bytes take at 4.3 TB/s in the
-// fused form. Floor: the larger of the two, and a third over it for what leaves shared memory: 10 loads to 96
-// multiply-adds.
+// The products of streams with the projection's weights on the GPU: which kernel makes them, and in how many parts.
 #pragma once
 
 #include <algorithm>
 
-#include "anabranch/mixers/stream_mix.cuh"
+#include "anabranch/mixers/stream_products_block.cuh"
 
 namespace anabranch {
 
-/// Rows of x, `part` numbers each, with weight [products, part]. Mixed (`coefficients` given): a row is a token's
-/// streams [n, C], the part is n C.
-template <class T>
-struct StreamProducts {
-  using Sum = accumulate_t<T>;
-  const T* x;
-  int64_t rows, part;
-  const Sum* weight;
-  int64_t products;
-  bool centered;            // never where mixed
-  int64_t streams;          // mixed: n; else 1
-  const Sum* coefficients;  // [rows, n (n + 2)]: of the post before, and of u
-  const T* y;               // [rows, C]: x is mixed with H and q, and written to out; or null
-  T *out, *u;               // u by p; or null
-  int64_t splits;           // of the channels, product_splits()
-  Sum* parts;               // [splits, rows, products + 3]
-};
-
 namespace detail {
 
-inline constexpr int kProductTokens = 32, kProductGroup = 24, kProductThreads = 256;
-inline constexpr int kLaneTokens = 4, kLaneProducts = 6;
-/// Sums per token in a stage, and those of one 16-byte piece.
-template <class Sum>
-inline constexpr int kStageWidth = 1024 / static_cast<int>(sizeof(Sum));
-template <class Sum>
-inline constexpr int kStagePiece = 16 / static_cast<int>(sizeof(Sum));
-/// Pieces from one token's or product's to the next's: odd, so that 8 of them lie in different banks.
-inline constexpr int kStageStride = 65;
+// Of the kernel on tensor cores: warps of a block, channels of a unit, and 16-token tiles of a warp.
+inline constexpr int kTensorWarps = 8, kTensorChannels = 32;
+constexpr int tensor_tiles(int64_t streams) { return streams == 1 ? 2 : 1; }
 
-/// Channels of a stage with room for kBound streams.
-template <class Sum, int kBound>
-inline constexpr int kStageChannels = kStageWidth<Sum> / kBound;
+/// Tokens of a block: no more warps than there are tokens for.
+inline int64_t tensor_tokens(int64_t rows, int64_t streams) {
+  const int64_t tokens = 16 * tensor_tiles(streams);
+  return std::clamp<int64_t>((rows + tokens - 1) / tokens, 1, kTensorWarps) * tokens;
+}
 
-template <class T, int N, int kBound>
-class ProductsBlock {
-  using Sum = accumulate_t<T>;
-  static constexpr int kPiece = kStagePiece<Sum>, kChannels = kStageChannels<Sum, kBound>;
-  static constexpr int kRow = kStageStride * kPiece;
-  using Piece = Vector<Sum, kPiece>;
+/// In csrc/mixers/streams_bf16_sm90.cu, for bfloat16 (stream_products_sm90.cuh). split_weight: split_weight_size()
+/// numbers at a multiple of 16 bytes.
+template <class T>
+void stream_products_sm90(const StreamProducts<T>& problem, T* split_weight, cudaStream_t stream);
 
- public:
-  __device__ ProductsBlock(const StreamProducts<T>& problem_, SharedMemory shared)
-      : problem(problem_),
-        tile(SharedMemory(shared).take<Piece>((kProductTokens + kProductGroup) * kStageStride)),
-        sums(SharedMemory(shared).take<Sum>((kProductTokens + kProductGroup) * kRow)),
-        mix(shared_after_tile(shared)),
-        channels(problem.part / problem.streams),
-        groups((problem.products + kProductGroup - 1) / kProductGroup),
-        group(blockIdx.x % groups),
-        split(blockIdx.x / groups % problem.splits),
-        first_row(blockIdx.x / groups / problem.splits * kProductTokens),
-        row(first_row + threadIdx.x / 8) {}
-
-  __device__ void run() {
-    const int64_t stages = (channels + kChannels - 1) / kChannels;
-    const int64_t begin = stages * split / problem.splits, end = stages * (split + 1) / problem.splits;
-    const bool exists = row < problem.rows;
-    if constexpr (kBound > 1) load_mix();
-    if (problem.centered && exists) shift = sum_of(problem.x[row * problem.part]);
-    for (int64_t stage = begin; stage < end; ++stage) {
-      __syncthreads();
-      for (int at = static_cast<int>(threadIdx.x) % 8 * N; at < kChannels; at += 8 * N) {
-        stage_channels(stage * kChannels + at, at);
-      }
-      stage_weight(stage * kChannels);
-      __syncthreads();
-      multiply();
-    }
-    add_warps();
-    for (int distance = 4; distance > 0; distance /= 2) {
-      squares += __shfl_xor_sync(kAllLanes, squares, distance);
-      total += __shfl_xor_sync(kAllLanes, total, distance);
-    }
-    if (group == 0 && exists && threadIdx.x % 8 == 0) {
-      Sum* to = problem.parts + (split * problem.rows + row) * (problem.products + 3) + problem.products;
-      to[0] = squares, to[1] = total, to[2] = shift;
-    }
-  }
-
- private:
-  static __device__ SharedArray<Sum> shared_after_tile(SharedMemory shared) {
-    shared.take<Sum>((kProductTokens + kProductGroup) * kRow);
-    return shared.take<Sum>(kBound > 1 ? kProductTokens * kBound * (kBound + 2) : 1);
-  }
-
-  /// p, q and H of the block's tokens, as the coefficients lie.
-  __device__ void load_mix() {
-    const int64_t size = problem.streams * (problem.streams + 2);
-    for (int64_t i = threadIdx.x; i < kProductTokens * size; i += kProductThreads) {
-      const int64_t at = first_row * size + i;
-      mix[i] = at < problem.rows * size ? problem.coefficients[at] : Sum(0);
-    }
-    __syncthreads();
-  }
-
-  /// N numbers of the streams on their way to the products; the widest stores that there are.
-  __device__ void take(int position, const Vector<T, N>& values) {
-    constexpr int kWide = N > 1 ? kPiece : 1;
-    const int token = static_cast<int>(threadIdx.x) / 8;
-#pragma unroll
-    for (int first = 0; first < N; first += kWide) {
-      Vector<Sum, kWide> wide;
-#pragma unroll
-      for (int k = 0; k < kWide; ++k) {
-        wide.values[k] = sum_of(values.values[first + k]);
-        const Sum d = wide.values[k] - shift;
-        squares += d * d;
-        total += d;
-      }
-      put(token * kRow + position + first, wide);
-    }
-  }
-  template <int kWide>
-  __device__ void put(int position, const Vector<Sum, kWide>& values) {
-    if constexpr (kWide == 1) {
-      sums[position] = values.values[0];
-    } else {
-      tile[position / kPiece] = values;
-    }
-  }
-
-  /// N channels of this thread's row, in all streams; zeros where there are none.
-  __device__ void stage_channels(int64_t channel, int at) {
-    const int token = static_cast<int>(threadIdx.x) / 8;
-    if (row >= problem.rows || channel >= channels) {
-      for (int j = 0; j < problem.streams; ++j) {
-        for (int k = 0; k < N; ++k) sums[token * kRow + j * kChannels + at + k] = Sum(0);
-      }
-      return;
-    }
-    const T* from = problem.x + row * problem.part + channel;
-    if constexpr (kBound == 1) {
-      const auto values = Vector<T, N>::load(from);
-      take(at, values);
-    } else {
-      const int n = static_cast<int>(problem.streams), size = n * (n + 2);
-      Vector<T, N> x[kBound], y{};
-      Sum read[N] = {};
-#pragma unroll
-      for (int j = 0; j < kBound; ++j) {
-        if (j < n) x[j] = Vector<T, N>::load(from + j * channels);
-      }
-      if (problem.y) y = Vector<T, N>::load(problem.y + row * channels + channel);
-#pragma unroll
-      for (int i = 0; i < kBound; ++i) {
-        if (i >= n) break;
-        Vector<T, N> mixed = x[i];
-        if (problem.y) {
-          Sum sum[N];
-          const Sum q = mix[token * size + n + i];
-#pragma unroll
-          for (int k = 0; k < N; ++k) sum[k] = q * sum_of(y.values[k]);
-#pragma unroll
-          for (int j = 0; j < kBound; ++j) {
-            if (j >= n) break;
-            const Sum h = mix[token * size + (2 + i) * n + j];
-#pragma unroll
-            for (int k = 0; k < N; ++k) sum[k] += h * sum_of(x[j].values[k]);
-          }
-#pragma unroll
-          for (int k = 0; k < N; ++k) mixed.values[k] = T(sum[k]);
-          if (group == 0) mixed.store(problem.out + row * problem.part + i * channels + channel);
-        }
-        const Sum p = mix[token * size + i];
-#pragma unroll
-        for (int k = 0; k < N; ++k) read[k] += p * sum_of(mixed.values[k]);
-        take(i * kChannels + at, mixed);
-      }
-      if (!problem.u || group != 0) return;
-      Vector<T, N> u;
-#pragma unroll
-      for (int k = 0; k < N; ++k) u.values[k] = T(read[k]);
-      u.store(problem.u + row * channels + channel);
-    }
-  }
-
-  __device__ void stage_weight(int64_t channel) {
-    constexpr int kWide = N > 1 ? kPiece : 1, kPieces = kChannels / kWide;
-    const int count = kProductGroup * static_cast<int>(problem.streams) * kPieces;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += kProductThreads) {
-      const int at = i % kPieces * kWide, j = i / kPieces % static_cast<int>(problem.streams);
-      const int k = i / kPieces / static_cast<int>(problem.streams);
-      const int64_t product = group * kProductGroup + k;
-      Vector<Sum, kWide> values{};
-      if (product < problem.products && channel + at < channels) {
-        values = Vector<Sum, kWide>::load(problem.weight + product * problem.part + j * channels + channel + at);
-      }
-      put((kProductTokens + k) * kRow + j * kChannels + at, values);
-    }
-  }
-
-  __device__ void multiply() {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int pieces = static_cast<int>(problem.streams) * (kChannels / kPiece);
-    for (int piece = warp; piece < pieces; piece += kProductThreads / 32) {
-      Piece x[kLaneTokens];
-#pragma unroll
-      for (int i = 0; i < kLaneTokens; ++i) x[i] = tile[(lane % 8 + 8 * i) * kStageStride + piece];
-#pragma unroll
-      for (int k = 0; k < kLaneProducts; ++k) {
-        const Piece weight = tile[(kProductTokens + lane / 8 + 4 * k) * kStageStride + piece];
-#pragma unroll
-        for (int i = 0; i < kLaneTokens; ++i) {
-#pragma unroll
-          for (int c = 0; c < kPiece; ++c) products[i][k] += x[i].values[c] * weight.values[c];
-        }
-      }
-    }
-  }
-
-  /// The warps' sums, in order, to this split's part.
-  __device__ void add_warps() {
-    constexpr int kCells = kProductTokens * kProductGroup;
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kLaneTokens; ++i) {
-#pragma unroll
-      for (int k = 0; k < kLaneProducts; ++k) {
-        sums[warp * kCells + (lane % 8 + 8 * i) * kProductGroup + lane / 8 + 4 * k] = products[i][k];
-      }
-    }
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kCells; i += kProductThreads) {
-      const int64_t to_row = first_row + i / kProductGroup, product = group * kProductGroup + i % kProductGroup;
-      if (to_row >= problem.rows || product >= problem.products) continue;
-      Sum sum = Sum(0);
-      for (int w = 0; w < kProductThreads / 32; ++w) {
-        const Sum term = sums[w * kCells + i];
-        sum += term;
-      }
-      problem.parts[(split * problem.rows + to_row) * (problem.products + 3) + product] = sum;
-    }
-  }
-
-  const StreamProducts<T>& problem;
-  const SharedArray<Piece> tile;  // 32 rows of streams, then 24 of weight
-  const SharedArray<Sum> sums;    // the same memory
-  const SharedArray<Sum> mix;
-  const int64_t channels, groups, group, split, first_row, row;
-  Sum products[kLaneTokens][kLaneProducts] = {};
-  Sum squares = 0, total = 0, shift = 0;
-};
-
-template <class T, int N, int kBound>
-__global__ void __launch_bounds__(kProductThreads, 1) stream_products_kernel(StreamProducts<T> problem) {
-  ProductsBlock<T, N, kBound>(problem, SharedMemory()).run();
+/// The weights as two of bfloat16, rows rounded up to 8, counted in float.
+template <class T>
+int64_t split_weight_size(int64_t products, int64_t part) {
+  return std::is_same_v<T, bfloat16> ? (products + 7) / 8 * 8 * part : 0;
 }
 
 template <class T, int N, int kBound>
 void launch_products(const StreamProducts<T>& problem, cudaStream_t stream) {
   using Sum = accumulate_t<T>;
-  constexpr int kTile = (kProductTokens + kProductGroup) * kStageStride * kStagePiece<Sum>;
+  constexpr int kTile = (kProductTokens + kProductGroup) * stage_stride(kBound) * (16 / static_cast<int>(sizeof(Sum)));
   const int64_t tiles = (problem.rows + kProductTokens - 1) / kProductTokens;
   const int64_t groups = (problem.products + kProductGroup - 1) / kProductGroup;
-  launch(stream_products_kernel<T, N, kBound>, grid_of(tiles * problem.splits * groups), kProductThreads,
-         shared_bytes<Sum, Sum>(kTile, kBound > 1 ? kProductTokens * kBound * (kBound + 2) : 1), stream, problem);
+  constexpr size_t kShared = shared_bytes<Sum, Sum>(kTile, kBound > 1 ? kProductTokens * kBound * (kBound + 2) : 1);
+  static_assert(kShared <= 64 * 1024, "what every architecture has");
+  launch(stream_products_kernel<T, N, kBound>, grid_of(tiles * problem.splits * groups), kProductThreads, kShared,
+         stream, problem);
 }
 
 }  // namespace detail
 
-/// Stretches of channels, so that few tokens keep a GPU busy too: a function of the shape alone.
-inline int64_t product_splits(int64_t rows, int64_t products, int64_t part, int64_t streams) {
-  const int64_t blocks = (rows + detail::kProductTokens - 1) / detail::kProductTokens *
-                         ((products + detail::kProductGroup - 1) / detail::kProductGroup);
-  const int64_t stages = (part / streams * (streams == 1 ? 1 : streams <= 4 ? 4 : 8) + 255) / 256;
-  return std::clamp<int64_t>(blocks > 0 ? 512 / blocks : 1, 1, std::max<int64_t>(stages, 1));
+/// Stretches of channels, so that few tokens keep a GPU busy too: a function of the shape alone. `streams` is 1 where
+/// the streams are not mixed.
+template <class T>
+int64_t product_splits(int64_t rows, int64_t products, int64_t part, int64_t streams, bool hopper) {
+  const bool tensor = hopper && std::is_same_v<T, bfloat16>;
+  const int64_t tokens = tensor ? detail::tensor_tokens(rows, streams) : detail::kProductTokens;
+  const int64_t groups = (products + detail::kProductGroup - 1) / detail::kProductGroup;
+  const int64_t blocks = std::max<int64_t>(1, (rows + tokens - 1) / tokens * groups);
+  const int64_t stage = tensor ? 2 * detail::kTensorChannels : streams == 1 ? 256 : streams <= 4 ? 64 : 16;
+  return std::clamp<int64_t>(std::min<int64_t>((tensor ? 264 : 512) / blocks, 64), 1,
+                             (part / streams + stage - 1) / stage);
 }
 
+/// split_weight: split_weight_size() floats where `hopper`.
 template <class T>
-void stream_products_cuda(const StreamProducts<T>& problem, cudaStream_t stream) {
+void stream_products_cuda(const StreamProducts<T>& problem, accumulate_t<T>* split_weight, bool hopper,
+                          cudaStream_t stream) {
   if (problem.rows == 0) return;
-  detail::dispatch_stream_width<T>(problem.part / problem.streams,
-                                   {problem.x, problem.y, problem.weight, problem.out, problem.u}, [&]<int N>() {
+  const int64_t channels = problem.part / problem.streams;
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    if (hopper && rows_are_aligned<T>(channels, {problem.x, problem.y, problem.out, problem.u, split_weight})) {
+      return detail::stream_products_sm90(problem, reinterpret_cast<T*>(split_weight), stream);
+    }
+  }
+  detail::dispatch_stream_width<T>(channels, {problem.x, problem.y, problem.weight, problem.out, problem.u},
+                                   [&]<int N>() {
                                      if (!problem.coefficients)
                                        return detail::launch_products<T, N, 1>(problem, stream);
                                      if (problem.streams <= 4) return detail::launch_products<T, N, 4>(problem, stream);

@@ -27,6 +27,7 @@ class StreamProducts {
         split_(std::is_same_v<T, bfloat16> && isa_ == CpuIsa::avx512_bf16),
         few_(shape.tokens * projection.segments <= kFewRows),
         rows_(std::min(most_tokens, shape.tokens) * projection.segments),
+        lost_(split_ ? columns_ : 0),
         packed_(few_ ? 0 : packed_bytes(split_ ? 2 * columns_ : columns_, part_, split_ ? 2 : sizeof(Sum))) {
     if (few_) return;
     if (!split_) {
@@ -41,6 +42,7 @@ class StreamProducts {
       const float value = static_cast<float>(projection.weight[i]);
       high[i] = bfloat16(value);
       low[i] = bfloat16(value - static_cast<float>(high[i]));
+      lost_[i / part_] += static_cast<double>(value) - static_cast<float>(high[i]) - static_cast<float>(low[i]);
     }
     packed_gemm_kernels<bfloat16, bfloat16>(isa_).pack(2 * columns_, part_, {halves.data(), part_, 1},
                                                        reinterpret_cast<bfloat16*>(packed_.data()));
@@ -71,9 +73,9 @@ class StreamProducts {
       kernels_.moments(segments, part_, x + t * segments * part_, projection_.eps, projection_.centered, to + logits,
                        2);
       for (int64_t s = 0; s < segments; ++s) {
-        const Sum r = to[logits + 2 * s], *sum = products + (t * segments + s) * sums;
+        const Sum r = to[logits + 2 * s], mean = to[logits + 2 * s + 1], *sum = products + (t * segments + s) * sums;
         for (int64_t k = 0; k < columns_; ++k) {
-          to[s * columns_ + k] = r * (sums > columns_ ? sum[k] + sum[columns_ + k] : sum[k]);
+          to[s * columns_ + k] = r * (sums > columns_ ? sum[k] + sum[columns_ + k] + mean * Sum(lost_[k]) : sum[k]);
         }
       }
     }
@@ -98,6 +100,7 @@ class StreamProducts {
   const int64_t part_, columns_;
   const bool split_, few_;
   const int64_t rows_;
+  std::vector<double> lost_;  // what two halves lack of the weight, by rows: it would meet the streams' mean
   const Temporary<std::byte> packed_;
 };
 

@@ -106,7 +106,8 @@ def sinkhorn(
     Each iteration divides columns, then rows, by their sums: mHC's `T_r(T_c(M))` (arXiv 2512.24880), so that rows sum
     to 1 and the columns' error is what convergence has left: 20 iterations leave 3e-13 at logits of standard deviation
     1 and 2.5e-2 at 8 (medians, n = 4). With `tol`, Newton's method on the dual makes columns as right as asked, in 3
-    to 6 steps; above a deviation of some tens it may end at its step limit, which `return_residual` shows.
+    to 6 steps; logits that span more than 32 are approached from half of them, which has found every matrix up to a
+    deviation of 1e4. Should one be missed, `return_residual` shows it.
 
     Args:
         logits: `[..., n, n]`, n from 2 to 8.

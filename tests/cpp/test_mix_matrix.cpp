@@ -114,6 +114,30 @@ void check_not_finite(const Mixer& mixer) {
   });
 }
 
+/// The exact projection is doubly stochastic to its tolerance however wide the logits are.
+template <class V>
+void check_sums(int streams, double spread) {
+  Mixer mixer = mixer_of(MixerKind::exact_sinkhorn, streams);
+  mixer.tolerance = 1e-6;
+  name_context<V>(mixer, 300, spread);
+  const Batch<V> batch(mixer, 300, spread);
+  on_every_cpu_isa([&] {
+    const auto matrices = batch.found()[0];
+    double worst = 0;
+    for (size_t first = 0; first < matrices.size(); first += streams * streams) {
+      for (int i = 0; i < streams; ++i) {
+        double row = 0, column = 0;
+        for (int j = 0; j < streams; ++j) {
+          row += static_cast<double>(matrices[first + i * streams + j]);
+          column += static_cast<double>(matrices[first + j * streams + i]);
+        }
+        for (const double sum : {row, column}) worst = std::abs(sum - 1) <= worst ? worst : std::abs(sum - 1);
+      }
+    }
+    expect(worst <= 2e-6, "a row or column is off by " + std::to_string(worst * 1e6) + "e-6");
+  });
+}
+
 template <class V>
 void check_streams(MixerKind kind, int streams) {
   const bool exact = std::is_same_v<V, double>;
@@ -136,6 +160,9 @@ void check_streams(MixerKind kind, int streams) {
   if (kind == MixerKind::exact_sinkhorn) {
     mixer.tolerance = exact ? 1e-12 : 1e-9;
     check<V>(mixer, 70, 8, 4096);
+  }
+  if (kind == MixerKind::exact_sinkhorn) {
+    for (const double spread : {1, 10, 100}) check_sums<V>(streams, spread);
   }
   if (kind == MixerKind::cayley) check<V>(mixer, 20, 10, 1024);
   if (kind == MixerKind::grassmann) {

@@ -1,5 +1,6 @@
 // Matrices of every mixer on the CPU and their gradients: against the definition in double on every instruction set,
 // the same bits on several threads as on one and whatever the neighbours are, and nothing written beside the results.
+#include "anabranch/mixers/lanes_cpu.hpp"
 #include "anabranch/mixers/streams_cpu.hpp"
 #include "mixer_case.hpp"
 
@@ -113,6 +114,30 @@ void check_not_finite(const Mixer& mixer) {
   });
 }
 
+/// The exact projection is doubly stochastic to its tolerance however wide the logits are.
+template <class V>
+void check_sums(int streams, double spread) {
+  Mixer mixer = mixer_of(MixerKind::exact_sinkhorn, streams);
+  mixer.tolerance = 1e-6;
+  name_context<V>(mixer, 300, spread);
+  const Batch<V> batch(mixer, 300, spread);
+  on_every_cpu_isa([&] {
+    const auto matrices = batch.found()[0];
+    double worst = 0;
+    for (size_t first = 0; first < matrices.size(); first += streams * streams) {
+      for (int i = 0; i < streams; ++i) {
+        double row = 0, column = 0;
+        for (int j = 0; j < streams; ++j) {
+          row += static_cast<double>(matrices[first + i * streams + j]);
+          column += static_cast<double>(matrices[first + j * streams + i]);
+        }
+        for (const double sum : {row, column}) worst = std::abs(sum - 1) <= worst ? worst : std::abs(sum - 1);
+      }
+    }
+    expect(worst <= 2e-6, "a row or column is off by " + std::to_string(worst * 1e6) + "e-6");
+  });
+}
+
 template <class V>
 void check_streams(MixerKind kind, int streams) {
   const bool exact = std::is_same_v<V, double>;
@@ -135,6 +160,9 @@ void check_streams(MixerKind kind, int streams) {
   if (kind == MixerKind::exact_sinkhorn) {
     mixer.tolerance = exact ? 1e-12 : 1e-9;
     check<V>(mixer, 70, 8, 4096);
+  }
+  if (kind == MixerKind::exact_sinkhorn) {
+    for (const double spread : {1, 10, 100}) check_sums<V>(streams, spread);
   }
   if (kind == MixerKind::cayley) check<V>(mixer, 20, 10, 1024);
   if (kind == MixerKind::grassmann) {
@@ -160,8 +188,27 @@ void check_dependent_columns() {
   });
 }
 
+/// The exponential of vectors, whose source is one for all instruction sets.
+template <class V>
+void check_exponential() {
+  using Lanes = detail::Lanes<CpuIsa::portable, V>;
+  context = std::string("exp_of, ") + type_name<V>();
+  const double spacing = std::is_same_v<V, double> ? 0x1p-52 : 0x1p-23, far = std::is_same_v<V, double> ? 708 : 87;
+  const auto exponential = [](double x) { return exp_of(Lanes(x)).v[Lanes::width - 1]; };
+  long double worst = 0;
+  for (double x = -far; x <= far; x += far / 5000) {
+    const long double wanted = std::exp(static_cast<long double>(static_cast<V>(x)));
+    worst = std::max(worst, std::abs(exponential(x) - wanted) / wanted);
+  }
+  expect(worst <= 2 * spacing, "off by " + std::to_string(static_cast<double>(worst / spacing)) + " units");
+  expect(exponential(0) == 1 && exponential(-2 * far) == 0 && exponential(-HUGE_VAL) == 0, "1, or 0 far below");
+  expect(std::isfinite(exponential(HUGE_VAL)) && exponential(HUGE_VAL) >= exponential(far), "the largest value");
+  expect(std::isnan(exponential(std::nan(""))), "NaN");
+}
+
 template <class V>
 void check_dtype() {
+  check_exponential<V>();
   for (const MixerKind kind : mixer_kinds) {
     for (int streams = kMinStreams; streams <= kMaxStreams; ++streams) check_streams<V>(kind, streams);
     check<V>(mixer_of(kind, 3), 5200, 1, 1024);  // enough for five workers

@@ -104,7 +104,7 @@ class Forward {
     });
   }
 
-  static constexpr double units = sizeof(T) == 2 ? 2 : 64, fine_units = 64;
+  static constexpr double units = sizeof(T) == 2 ? 0.55 : 64, fine_units = 64;
 
   const StepCase c;
   const StepOperands<T> given;

@@ -189,7 +189,7 @@ class Backward {
     });
   }
 
-  static constexpr double units = sizeof(T) == 2 ? 2 : 64, fine_units = 64;
+  static constexpr double units = sizeof(T) == 2 ? 0.55 : 64, fine_units = 64;
 
   const StepCase c;
   const StepOperands<T> given;

@@ -22,7 +22,7 @@ template <class T>
 struct StreamPreGradients {
   T* x;
   accumulate_t<T>*weight, *scale, *bias;
-  accumulate_t<T>* lag;  // [tokens, n (n + 2)]; all but p's part is zero
+  accumulate_t<T>* lag;  // [tokens, n (n + 2)], where there is a lag; all but p's part is zero
 };
 
 /// Gradients that post writes; each may be null.

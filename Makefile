@@ -41,8 +41,9 @@ test: build
 
 # What calls CPU kernels, with every kernel of the process on one instruction set: each that this CPU has. The skip
 # room's tests go through all of them by themselves (tests/conftest.py: cpu_isa).
+ISAS ?= portable avx2 avx512 avx512_bf16
 isa-test: build
-	@set -e; for isa in portable avx2 avx512 avx512_bf16; do \
+	@set -e; for isa in $(ISAS); do \
 	  export ANABRANCH_CPU_ISA=$$isa; \
 	  if ! $(PY) -c "import torch, anabranch; torch.ops.anabranch.cpu_isa()" 2> build/isa.log; then \
 	    grep 'ANABRANCH_CPU_ISA: ' build/isa.log || { cat build/isa.log; exit 1; }; continue; \

@@ -115,6 +115,34 @@ struct WideNumber<Lanes<isa, double>> {
   static void set(type& value, int, const type& from) { value = from; }
 };
 
+/// Two numbers as one: where an operation must wait for the one before, the other's runs meanwhile.
+template <class V>
+struct Pair {
+  V first, second;
+
+  Pair() = default;
+  [[gnu::always_inline]] Pair(V a, V b) : first(a), second(b) {}
+  template <class S>
+  [[gnu::always_inline]] explicit Pair(S value) : first(value), second(value) {}
+
+  struct Test {
+    decltype(V() < V()) first, second;
+    [[gnu::always_inline]] friend Test operator|(Test a, Test b) { return {a.first | b.first, a.second | b.second}; }
+  };
+  [[gnu::always_inline]] friend Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
+  [[gnu::always_inline]] friend Pair operator-(Pair a, Pair b) { return {a.first - b.first, a.second - b.second}; }
+  [[gnu::always_inline]] friend Pair operator*(Pair a, Pair b) { return {a.first * b.first, a.second * b.second}; }
+  [[gnu::always_inline]] friend Pair operator/(Pair a, Pair b) { return {a.first / b.first, a.second / b.second}; }
+  [[gnu::always_inline]] friend Test operator<(Pair a, Pair b) { return {a.first < b.first, a.second < b.second}; }
+  [[gnu::always_inline]] friend Test operator>(Pair a, Pair b) { return {a.first > b.first, a.second > b.second}; }
+  [[gnu::always_inline]] friend Pair select(Test test, Pair yes, Pair no) {
+    return {select(test.first, yes.first, no.first), select(test.second, yes.second, no.second)};
+  }
+  [[gnu::always_inline]] friend bool any(Test test) { return any(test.first) || any(test.second); }
+  [[gnu::always_inline]] friend Pair exp_of(Pair a) { return {exp_of(a.first), exp_of(a.second)}; }
+  [[gnu::always_inline]] friend Pair log_of(Pair a) { return {log_of(a.first), log_of(a.second)}; }
+};
+
 /// One stage of a transposition: what lies `distance` apart between two vectors changes places.
 template <int distance, class V, int... e>
 [[gnu::always_inline]] inline void exchange(V& a, V& b, std::integer_sequence<int, e...>) {

@@ -12,10 +12,10 @@ struct MatrixLoops {
   using V = Lanes<isa, Sum>;
   static constexpr int width = V::width;
 
-  /// Calls f(first, count) for blocks of up to `width` of `total`.
+  /// Calls f(first, count) for blocks of up to `most` of `total`.
   template <class F>
-  [[gnu::always_inline]] static void for_each_block(int64_t total, const F& f) {
-    for (int64_t first = 0; first < total; first += width) f(first, total - first < width ? total - first : width);
+  [[gnu::always_inline]] static void for_each_block(int64_t total, int64_t most, const F& f) {
+    for (int64_t first = 0; first < total; first += most) f(first, total - first < most ? total - first : most);
   }
 
   /// One instantiation of each for all kernels.
@@ -29,11 +29,39 @@ struct MatrixLoops {
     project_backward<V, n>(mixer, logits, h, dh, History<V>{history, 1}, dlogits);
   }
 
+  /// Sinkhorn's matrices, two blocks at a time: half an iteration is two short chains of operations, in whose gaps the
+  /// other block's run. A last block that is alone runs beside a copy of itself, so bits do not depend on its place.
+  template <int n>
+  [[gnu::noinline]] static void mix_pairs(const Mixer& mixer, int64_t total, const Sum* logits, Sum* matrices) {
+    constexpr int size = n * n;
+    using Both = Pair<V>;
+    for_each_block(total, 2 * width, [&](int64_t first, int64_t count) {
+      const int64_t counts[2] = {count < width ? count : width, count - width};
+      V l[2][size], out[2][size];
+      Both joined[size], a[n][n], h[n][n];
+      for (int b = 0; b < 2; ++b) {
+        const int64_t from = first + (counts[b] > 0 ? b * width : 0);
+        load_transposed(logits + from * size, size, size, counts[b] > 0 ? counts[b] : counts[0], l[b]);
+      }
+      for (int k = 0; k < size; ++k) joined[k] = {l[0][k], l[1][k]};
+      load_logits<Both, n>(mixer, joined, a);
+      Sinkhorn<Both, n>{mixer, {nullptr, 0}}.forward(a, h);
+      finish_matrix<Both, n>(mixer, joined, h);
+      for (int k = 0; k < size; ++k) out[0][k] = h[k / n][k % n].first, out[1][k] = h[k / n][k % n].second;
+      for (int b = 0; b < 2 && counts[b] > 0; ++b) {
+        store_transposed(out[b], size, size, counts[b], matrices + (first + b * width) * size);
+      }
+    });
+  }
+
   static void mix(const Mixer& mixer, int64_t total, const Sum* logits, Sum* matrices, Sum* scratch) {
     const int64_t count_logits = mixer.num_logits();
     V* const l = reinterpret_cast<V*>(scratch);
     dispatch_streams(mixer.num_streams, [&]<int n>() {
-      for_each_block(total, [&](int64_t first, int64_t count) {
+      if constexpr (n <= 4) {
+        if (mixer.kind == MixerKind::sinkhorn) return mix_pairs<n>(mixer, total, logits, matrices);
+      }
+      for_each_block(total, width, [&](int64_t first, int64_t count) {
         V h[n][n];
         if (count_logits) load_transposed(logits + first * count_logits, count_logits, count_logits, count, l);
         project_lanes<n>(mixer, l, h);
@@ -48,7 +76,7 @@ struct MatrixLoops {
     if (count_logits == 0) return;
     V *const l = reinterpret_cast<V*>(scratch), *const dl = l + count_logits, *const history = dl + count_logits;
     dispatch_streams(mixer.num_streams, [&]<int n>() {
-      for_each_block(total, [&](int64_t first, int64_t count) {
+      for_each_block(total, width, [&](int64_t first, int64_t count) {
         V h[n][n], dh[n][n];
         load_transposed(logits + first * count_logits, count_logits, count_logits, count, l);
         load_transposed(matrices + first * n * n, n * n, n * n, count, &h[0][0]);
@@ -60,8 +88,8 @@ struct MatrixLoops {
   }
 
   /// A block's products (zero without a weight) and logits.
-  static void load_logits(const StreamProjection<Sum>& projection, int64_t first, int64_t count, const Sum* statistics,
-                          V* products, V* logits) {
+  static void load_products(const StreamProjection<Sum>& projection, int64_t first, int64_t count,
+                            const Sum* statistics, V* products, V* logits) {
     const int64_t num_logits = projection.num_logits();
     if (!projection.weight) {
       for (int64_t k = 0; k < num_logits; ++k) products[k] = V(0), logits[k] = V(projection.bias[k]);
@@ -93,8 +121,8 @@ struct MatrixLoops {
       V(&p)[n] = reinterpret_cast<V(&)[n]>(*out);
       V(&q)[n] = reinterpret_cast<V(&)[n]>(*(out + n));
       V(&h)[n][n] = reinterpret_cast<V(&)[n][n]>(*(out + 2 * n));
-      for_each_block(total, [&](int64_t first, int64_t count) {
-        load_logits(projection, first, count, statistics, products, logits);
+      for_each_block(total, width, [&](int64_t first, int64_t count) {
+        load_products(projection, first, count, statistics, products, logits);
         gate_coefficients<V, n>(map, logits, p, q);
         project_lanes<n>(map.mixer, mixer_logits(map, logits, buffer), h);
         store_transposed(out, n * (n + 2), n * (n + 2), count, coefficients + first * n * (n + 2));
@@ -116,8 +144,8 @@ struct MatrixLoops {
       V(&dp)[n] = reinterpret_cast<V(&)[n]>(*dout);
       V(&dq)[n] = reinterpret_cast<V(&)[n]>(*(dout + n));
       V(&dh)[n][n] = reinterpret_cast<V(&)[n][n]>(*(dout + 2 * n));
-      for_each_block(total, [&](int64_t first, int64_t count) {
-        load_logits(projection, first, count, statistics, products, logits);
+      for_each_block(total, width, [&](int64_t first, int64_t count) {
+        load_products(projection, first, count, statistics, products, logits);
         load_transposed(coefficients + first * size, size, size, count, out);
         load_transposed(dcoefficients + first * size, size, size, count, dout);
         gate_coefficients_backward<V, n>(map, logits, dp, dq, dlogits);

@@ -98,9 +98,9 @@ ANABRANCH_MATRIX_FUNCTION void transpose(V (&h)[n][n]) {
   }
 }
 
+/// From what the method gave to the result: the transpose, and NaN where a logit is not finite.
 template <class V, int n, class Logits>
-ANABRANCH_MATRIX_FUNCTION void project(const Mixer& mixer, const Logits& logits, V (&h)[n][n]) {
-  project_untransposed<V, n>(mixer, logits, h);
+ANABRANCH_MATRIX_FUNCTION void finish_matrix(const Mixer& mixer, const Logits& logits, V (&h)[n][n]) {
   if (mixer.transposed_matrix) transpose<V, n>(h);
   V poison = V(0);  // x - x is NaN exactly where x is not finite
   ANABRANCH_ROLLED
@@ -110,6 +110,12 @@ ANABRANCH_MATRIX_FUNCTION void project(const Mixer& mixer, const Logits& logits,
     ANABRANCH_UNROLL
     for (int j = 0; j < n; ++j) h[i][j] = h[i][j] + poison;
   }
+}
+
+template <class V, int n, class Logits>
+ANABRANCH_MATRIX_FUNCTION void project(const Mixer& mixer, const Logits& logits, V (&h)[n][n]) {
+  project_untransposed<V, n>(mixer, logits, h);
+  finish_matrix<V, n>(mixer, logits, h);
 }
 
 /// dlogits [mixer.num_logits()] of the upstream gradient dh; h is what project() gave. Both may be transposed in place.

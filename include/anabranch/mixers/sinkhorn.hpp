@@ -67,30 +67,29 @@ struct Sinkhorn {
   /// The iterations on vectors: h = r M c. Returns where the vectors were too large to trust.
   ANABRANCH_MATRIX_FUNCTION auto linear(const Matrix& m, Matrix& h) const {
     const V eps(mixer.eps);
-    V r[n], c[n];
+    V r[n], c[n], row_sums[n], column_sums[n];  // the sums are 1 / r and 1 / c
     ANABRANCH_UNROLL
-    for (int i = 0; i < n; ++i) r[i] = c[i] = V(1);
+    for (int i = 0; i < n; ++i) r[i] = c[i] = row_sums[i] = column_sums[i] = V(1);
     ANABRANCH_ROLLED
     for (int step = 0; step < mixer.iterations; ++step) {
       if (step > 0 || mixer.eps == 0) {
         ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) {
-          V sum = mixer.eps == 0 ? V(0) : eps / c[j];
+          V sum = mixer.eps == 0 ? V(0) : eps * column_sums[j];
           ANABRANCH_UNROLL
           for (int i = 0; i < n; ++i) sum = sum + m[i][j] * r[i];
+          column_sums[j] = sum;
           c[j] = V(1) / sum;
         }
       }
-      V next[n];
       ANABRANCH_UNROLL
       for (int i = 0; i < n; ++i) {
-        V sum = mixer.eps == 0 ? V(0) : eps / r[i];
+        V sum = mixer.eps == 0 ? V(0) : eps * row_sums[i];
         ANABRANCH_UNROLL
         for (int j = 0; j < n; ++j) sum = sum + m[i][j] * c[j];
-        next[i] = V(1) / sum;
+        row_sums[i] = sum;
+        r[i] = V(1) / sum;
       }
-      ANABRANCH_UNROLL
-      for (int i = 0; i < n; ++i) r[i] = next[i];
       keep(step, c, r);
     }
     ANABRANCH_UNROLL

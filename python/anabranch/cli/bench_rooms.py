@@ -68,7 +68,7 @@ _SKIP_TOKENS: _Tokens = {
 
 _MIXERS_TOKENS: _Tokens = {
     "forward": [2048],
-    "matrix": [8192],
+    "matrix": [8192, 65536],
     "training": [2048],
     "matrix_training": [8192],
     "model": [2048],

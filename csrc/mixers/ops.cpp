@@ -10,6 +10,7 @@ Tensor mix_matrix(const Tensor& logits_in, ANABRANCH_MIXER_PARAMETERS) {
   check_logits("mix_matrix", logits_in, in);
   const Tensor logits = as_contiguous(logits_in);
   const Tensor matrices = empty_on(logits, {logits.size(0), num_streams, num_streams}, logits.scalar_type());
+  advise_huge_pages(matrices);
   dispatch_sums(logits.scalar_type(), [&]<class Sum>(Type<Sum>) {
     mix_matrix_cpu<Sum>(in.mixer(), logits.size(0), data<Sum>(logits), mutable_data<Sum>(matrices));
   });
@@ -26,6 +27,7 @@ Tensor mix_matrix_backward(const Tensor& dmatrices_in, const Tensor& logits_in, 
   const Tensor dmatrices = as_contiguous(dmatrices_in), matrices = as_contiguous(matrices_in);
   const Tensor logits = as_contiguous(logits_in);
   const Tensor dlogits = empty_on(logits, {logits.size(0), logits.size(1)}, logits.scalar_type());
+  advise_huge_pages(dlogits);
   dispatch_sums(logits.scalar_type(), [&]<class Sum>(Type<Sum>) {
     mix_matrix_backward_cpu<Sum>(in.mixer(), logits.size(0), data<Sum>(dmatrices), data<Sum>(logits),
                                  data<Sum>(matrices), mutable_data<Sum>(dlogits));

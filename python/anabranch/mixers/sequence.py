@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anabranch.mixers.mixer import Cayley, Identity
 from anabranch.mixers.modules import HyperConnection
-from anabranch.mixers.reversible import run_fused, run_reversible
+from anabranch.mixers.reversible import run_blocks, run_reversible
 
 
 class HyperConnectionSequence(nn.Module):
@@ -43,7 +43,8 @@ class HyperConnectionSequence(nn.Module):
             streams of another shape, a sub-layer that returns no tensor, and what `connect` raises.
 
     Cost:
-        A block reads n*C + C and writes n*C + C numbers a token, once the first has read its streams. Reversible:
+        A block reads n*C + C and writes n*C + C numbers a token, once the first has read its streams; training on a
+        CPU, where arithmetic is the limit and two passes are faster, it reads n*C more. Reversible:
         backward runs each sub-layer and `connect` once more, and reads and writes n*C + C for the rebuilding.
     """
 
@@ -77,7 +78,7 @@ class HyperConnectionSequence(nn.Module):
         blocks[0].check(streams)
         if self.reversible and torch.is_grad_enabled():
             return run_reversible(blocks, streams, args, kwargs, lagged=self.lagged)
-        return run_fused(blocks, streams, args, kwargs, lagged=self.lagged)
+        return run_blocks(blocks, streams, args, kwargs, lagged=self.lagged)
 
     def __len__(self) -> int:
         return len(self.blocks)

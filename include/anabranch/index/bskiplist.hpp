@@ -94,6 +94,24 @@ class BSkipList {
   Range entries() const {
     return Range(tree(), index_detail::least_key<key_words>(), index_detail::greatest_key<key_words>());
   }
+  /// Calls visit(key, value) for up to `limit` entries from `first` on; their number.
+  template <class Visit>
+  int64_t visit(const Key& first, int64_t limit, Visit&& visit) const {
+    constexpr int64_t chunk = IndexNode<key_words>::leaf_capacity;
+    int64_t keys[chunk * key_words], values[chunk], seen = 0;
+    Words from = Order::to_words(first);
+    while (seen < limit) {
+      const int64_t wanted = std::min(chunk, limit - seen);
+      const int64_t got = Scan::range(tree(), from, index_detail::greatest_key<key_words>(), wanted, keys, values);
+      for (int64_t i = 0; i < got; ++i)
+        visit(Order::from_words(Batch::key_at(keys, i)), static_cast<uint64_t>(values[i]));
+      seen += got;
+      if (got < wanted) break;
+      from = Batch::key_at(keys, got - 1);
+      if (!index_detail::step_key<key_words>(from, true)) break;
+    }
+    return seen;
+  }
   auto begin() const { return entries().begin(); }
   std::default_sentinel_t end() const { return {}; }
 

@@ -44,6 +44,8 @@ bool erase_key(const HostIndex& index, PyObject* key) {
          index.functions.erase(memory->view(), words.words);
 }
 
+bool erase_object(const HostIndex& index, nb::handle key) { return erase_key(index, key.ptr()); }
+
 /// Whether the key was new.
 bool insert_key(const HostIndex& index, const char* op, PyObject* key, PyObject* object, bool assign) {
   const HostIndex::Held memory = index.hold();
@@ -189,10 +191,14 @@ void bind_bskiplist(nb::module_& module) {
             return find_key(index, key.ptr(), value) ? nb::steal(value_object(index.value, value))
                                                      : nb::borrow(otherwise);
           },
-          "key"_a, "default"_a = nb::none())
-      .def("_insert", [](const HostIndex& index, const char* op, nb::handle key,
-                         nb::handle value) { return insert_key(index, op, key.ptr(), value.ptr(), false); })
-      .def("_erase", [](const HostIndex& index, nb::handle key) { return erase_key(index, key.ptr()); })
+          "key"_a.none(), "default"_a = nb::none())
+      .def(
+          "_insert",
+          [](const HostIndex& index, const char* op, nb::handle key, nb::handle value) {
+            return insert_key(index, op, key.ptr(), value.ptr(), false);
+          },
+          "op"_a, "key"_a.none(), "value"_a.none())
+      .def("_erase", erase_object, "key"_a.none())
       .def("_chunk", chunk, "minimum"_a.none(), "maximum"_a.none(), "with_minimum"_a, "with_maximum"_a, "limit"_a,
            "reverse"_a, "part"_a)
       .def("_count", count_keys, "op"_a, "minimum"_a.none(), "maximum"_a.none(), "with_minimum"_a, "with_maximum"_a)

@@ -76,13 +76,13 @@ class BSkipList(BatchedIndex):
         return views.scan(self, views.KEYS, reverse=True)
 
     def keys(self) -> KeysView[Any]:
-        return views.BSkipListKeys(self)  # type: ignore[arg-type]
+        return views.BSkipListKeys(self)
 
     def values(self) -> ValuesView[Any]:
-        return views.BSkipListValues(self)  # type: ignore[arg-type]
+        return views.BSkipListValues(self)
 
     def items(self) -> ItemsView[Any, Any]:
-        return views.BSkipListItems(self)  # type: ignore[arg-type]
+        return views.BSkipListItems(self)
 
     def irange(
         self,
@@ -138,7 +138,7 @@ class BSkipList(BatchedIndex):
             value = self.get(key, _MISSING)
             if value is not _MISSING:
                 return value
-        return self.get(key, default)
+        return default
 
     def update(self, data: Any = ()) -> None:
         """Assigns what a mapping, pairs, or a tuple of arrays (keys, values) hold; of equal keys the last one stays."""

@@ -13,6 +13,7 @@ import os
 import secrets
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,6 +62,10 @@ def read(file: IO[bytes], size: int, name: str) -> Content:
         raise ValueError(f"BSkipList: {name} has version {version}, must be at most {_VERSION}; upgrade anabranch")
     if zlib.crc32(header[:-4]) != struct.unpack("<I", header[-4:])[0]:
         raise ValueError(f"BSkipList: {name} has another header than its checksum, must be intact; look for a copy")
+    if key >= len(KEYS) or value >= len(VALUES):
+        raise ValueError(
+            f"BSkipList: {name} has keys of kind {key} and values of {value}, must be known ones; upgrade anabranch"
+        )
     columns = 2 if _KEY_NAMES[key] == "pair" else 1
     expected = _HEADER_BYTES + count * 8 * (columns + 1)
     if size != expected:
@@ -125,7 +130,8 @@ def _little(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
 
 
-def _stretches(array: np.ndarray) -> Any:
-    view = memoryview(array.reshape(-1).view(np.uint8))
+def _stretches(array: np.ndarray) -> Iterator[memoryview]:
+    flat: Any = array.reshape(-1).view(np.uint8)
+    view = memoryview(flat)
     for start in range(0, len(view), _STRETCH):
         yield view[start : start + _STRETCH]

@@ -48,14 +48,17 @@ def _rest(
 
 
 class BSkipListKeys(KeysView[Any]):
-    _mapping: BSkipList  # type: ignore[assignment]
+    _mapping: BSkipList
+
+    def __iter__(self) -> Iterator[Any]:
+        return scan(self._mapping, KEYS)
 
     def __reversed__(self) -> Iterator[Any]:
         return scan(self._mapping, KEYS, reverse=True)
 
 
 class BSkipListValues(ValuesView[Any]):
-    _mapping: BSkipList  # type: ignore[assignment]
+    _mapping: BSkipList
 
     def __contains__(self, value: object) -> bool:
         return any(value == other for other in self)
@@ -68,7 +71,7 @@ class BSkipListValues(ValuesView[Any]):
 
 
 class BSkipListItems(ItemsView[Any, Any]):
-    _mapping: BSkipList  # type: ignore[assignment]
+    _mapping: BSkipList
 
     def __iter__(self) -> Iterator[Any]:
         return scan(self._mapping, ITEMS)

@@ -6,6 +6,8 @@ import copy
 import math
 import pickle
 import random
+import runpy
+import sys
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from anabranch.index import BSkipList, Snapshot
+from anabranch.index import BSkipList, Snapshot, host
 
 pytestmark = pytest.mark.cpu
 SortedDict = pytest.importorskip("sortedcontainers").SortedDict  # .ci/gpu needs no network
@@ -249,6 +251,28 @@ def test_one_key_too_many() -> None:
     assert len(larger) == 1000
     with pytest.raises(MemoryError):
         larger.copy(max_bytes=4096)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda index, key: index[key], lambda index, key: index.__setitem__(1, key), lambda index, key: index.irange(key)],
+)
+def test_a_key_that_closes_the_index_finds_it_closed(call: Any) -> None:
+    class Closing:
+        def __index__(self) -> int:
+            index.close()
+            return 1
+
+    index = BSkipList({1: 2})
+    with pytest.raises(ValueError, match="the index is closed"):
+        call(index, Closing())
+
+
+def test_without_the_extension_the_class_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anabranch._host", None)
+    namespace = runpy.run_path(host.__file__)
+    with pytest.raises(ImportError, match=r"without its module _host .* `pip install .`"):
+        namespace["BSkipListBase"](0, 0, 100)
 
 
 def test_not_made_by_init() -> None:

@@ -115,11 +115,12 @@ def test_popitem_gives_each_item_to_one_thread() -> None:
 
 
 KEYS = np.random.default_rng(0).permutation(200_000)
+MORE = KEYS + 200_000
 ORDERED = np.arange(1_000_000)
 ALL = (None, None, True, True)
 # What the public calls do besides lets the GIL go here and there, in numpy.
 BATCHES = {
-    "insert": lambda index: index._insert_batch("", KEYS + 200_000, KEYS, False, np.empty(len(KEYS), np.uint8), 1),
+    "insert": lambda index: index._insert_batch("", MORE, KEYS, False, np.empty(len(KEYS), np.uint8), 1),
     "find": lambda index: index._find("", KEYS, np.empty_like(KEYS), np.empty(len(KEYS), bool), 1),
     "lower_bound": lambda index: index._lower_bound(
         "", KEYS, np.empty_like(KEYS), np.empty_like(KEYS), np.empty(len(KEYS), bool), 1

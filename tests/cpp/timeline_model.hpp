@@ -1,5 +1,6 @@
 // The model of PredictedTimeline's tests: the live edges, components by recomputation, and the work of
-// recompute-on-delete; and a timeline and its model under one sequence of events.
+// recompute-on-delete; a timeline and its model under one sequence of events; and the events of the experiments on
+// work.
 #pragma once
 
 #include <cstdio>
@@ -86,7 +87,7 @@ class Pair {
     const int64_t id = graph_.insert(u, v, lifetime);
     expect(id == next_id_++, "ids are 0, 1, 2, ...");
     expect(graph_.clock() == ++clock_, "an insertion is an event");
-    model_.edges[id] = {u, v, clock_ + lifetime};
+    model_.edges[id] = {u, v, clock_ + std::min(lifetime, std::numeric_limits<int64_t>::max() - clock_)};
     return id;
   }
   void erase(int64_t id) {
@@ -130,6 +131,34 @@ class Pair {
   PredictedTimeline graph_;
   Model model_;
   int64_t clock_ = 0, next_id_ = 0;
+};
+
+/// Each step of time some edges end and one begins, which lives for 200 steps on average; nothing is redundant.
+struct Stream {
+  static constexpr int inserts = 4096;
+  struct Event {
+    int edge;
+    bool erase;
+  };
+  Stream() : inserted(inserts), erased(inserts) {
+    std::mt19937 bits(1);
+    std::exponential_distribution<double> life(1 / 200.0);
+    std::multimap<int64_t, int> ends;
+    const auto end_first = [&] {
+      erased[ends.begin()->second] = static_cast<int64_t>(events.size());
+      events.push_back({ends.begin()->second, true});
+      ends.erase(ends.begin());
+    };
+    for (int i = 0; i < inserts; ++i) {
+      while (!ends.empty() && ends.begin()->first <= i) end_first();
+      inserted[i] = static_cast<int64_t>(events.size());
+      events.push_back({i, false});
+      ends.emplace(i + 1 + static_cast<int64_t>(life(bits)), i);
+    }
+    while (!ends.empty()) end_first();
+  }
+  std::vector<Event> events;
+  std::vector<int64_t> inserted, erased;  // by edge, in events
 };
 
 }  // namespace anabranch::testing

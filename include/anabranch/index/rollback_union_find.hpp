@@ -29,7 +29,10 @@ class RollbackUnionFind {
   }
   bool connected(int64_t u, int64_t v) const { return find(u) == find(v); }
 
-  /// Joins the components of u and v. Whether they were two. O(log num_nodes).
+  /// Vertices in v's component. O(log num_nodes).
+  int64_t component_size(int64_t v) const { return -parent_[find(v)]; }
+
+  /// Joins the components of u and v, under the root of the larger one. Whether they were two. O(log num_nodes).
   bool unite(int64_t u, int64_t v) {
     u = find(u);
     v = find(v);

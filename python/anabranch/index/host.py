@@ -1,0 +1,18 @@
+"""The compiled half of the index, or what says that it is missing."""
+
+from __future__ import annotations
+
+try:
+    from anabranch._host import BSkipListBase
+except ImportError as error:
+    _reason = error
+
+    class BSkipListBase:  # type: ignore[no-redef]
+        def __init__(self, *arguments: object) -> None:
+            raise ImportError(
+                "anabranch was installed without its module _host for this Python: reinstall it here with "
+                f"`pip install .` ({_reason})"
+            )
+
+
+__all__ = ["BSkipListBase"]

@@ -31,4 +31,5 @@ void run_workers(int num_workers, void (*body)(int, void*), void* context) {
 NB_MODULE(_host, module) {
   anabranch::parallel_backend() = {[] { return anabranch::HostThreads::count(); }, anabranch::run_workers};
   anabranch::bind_bskiplist(module);
+  anabranch::bind_predicted_timeline(module);
 }

@@ -6,6 +6,7 @@
 namespace anabranch {
 
 void bind_bskiplist(nanobind::module_& module);
+void bind_predicted_timeline(nanobind::module_& module);
 
 /// Kernels of `_host` that this thread calls use so many threads while this lives; one otherwise.
 class HostThreads {

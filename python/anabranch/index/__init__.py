@@ -2,6 +2,7 @@
 
 from anabranch.index.arrays import IndexFullError
 from anabranch.index.bskiplist import BSkipList
+from anabranch.index.predicted_timeline import PredictedTimeline
 from anabranch.index.snapshot import Snapshot
 
-__all__ = ["BSkipList", "IndexFullError", "Snapshot"]
+__all__ = ["BSkipList", "IndexFullError", "PredictedTimeline", "Snapshot"]

@@ -386,11 +386,16 @@ struct Tree {
     return true;
   }
 
-  /// The root's only child becomes the root.
+  /// The root's only child becomes the root, unless it has a neighbour that the root does not name.
   bool shrink_root(const Place& root) const {
     if (!root.upgrade()) return false;
     const Node child = node(root.node.child(0));
     VersionLock::lock(child.lock());
+    if (child.next() != 0) {
+      VersionLock::unlock_unchanged(child.lock());
+      VersionLock::unlock_unchanged(root.node.lock());
+      return false;
+    }
     const int count = child.count();
     root.node.set_level(child.level());
     root.node.take(child, 0, count, 0);
@@ -482,7 +487,11 @@ struct Tree {
     if (other.id == 0) {
       const bool alone = parent.count() == 1;
       VersionLock::unlock_unchanged(parent.lock());
-      VersionLock::unlock(at.lock());
+      if (at.level() > 0) {
+        VersionLock::unlock_unchanged(at.lock());  // whoever came to merge it goes on from it
+      } else {
+        VersionLock::unlock(at.lock());
+      }
       return alone ? Outcome::no : Outcome::again;
     }
     const auto& [left, right, entry] = pair;

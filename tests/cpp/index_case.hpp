@@ -38,6 +38,18 @@ Key tried_key() {
   }
 }
 
+/// Takes entries out of their parents with the given chance, but for the first of each: the nodes stay, and are reached
+/// from their left neighbours.
+inline void forget_entries(const BSkipList<int64_t>& index, int percent) {
+  const index_detail::Tree<compiled_cpu_isa, 1> tree{index.arena()};
+  for (int64_t id = index_root; id < index.arena().control[IndexControl::used]; ++id) {
+    const auto node = tree.node(static_cast<uint32_t>(id));
+    for (int i = node.level() > 0 ? node.count() : 0; i-- > 1;) {
+      if (random_int(100) < percent) node.erase(i);
+    }
+  }
+}
+
 /// An index and what must be in it; every operation is done to both and its result compared.
 template <class Index, class Compare = std::less<typename Index::key_type>>
 struct Twin {

@@ -1,8 +1,7 @@
-// The index with small nodes and with other threads let in between where it matters: included before any other header
-// of the index, in programs that link no other copy of it.
+// The index with other threads let in between where it matters: included before any header of the index, in programs
+// that link no other copy of it.
 #pragma once
 
-#define ANABRANCH_INDEX_NODE_WORDS 32
 #define ANABRANCH_INDEX_YIELD(point) ANABRANCH_YIELD_##point
 #define ANABRANCH_YIELD_entered anabranch::testing::at_point()
 #define ANABRANCH_YIELD_locking anabranch::testing::at_point()

@@ -1,11 +1,13 @@
 // Point operations and batches of several threads are linearizable: thousands of short recorded runs over few keys, in
 // nodes so small that they split and merge all the time, with threads let in between at every lock and every check.
+#define ANABRANCH_INDEX_NODE_WORDS 32  // leaves of 12 keys
 #include <unistd.h>
 
+#include <array>
 #include <barrier>
 
 #include "index_yields.hpp"
-// The index and the yields in it, before what uses it.
+// The yields come before the index.
 #include "index_case.hpp"
 #include "index_history.hpp"
 
@@ -20,7 +22,7 @@ constexpr int runs = 600;
 #else
 constexpr int runs = 4000;
 #endif
-constexpr int threads = 4, operations = 40, universe = 64;
+constexpr int threads = 4, operations = 40;
 
 void check_the_checker() {
   context = "checker";
@@ -67,17 +69,19 @@ void check_the_checker() {
 /// One run: what each thread does follows from the seed, what happens in between from the machine.
 class Run {
  public:
-  explicit Run(uint64_t seed) : seed_(seed), index_(256) {
+  explicit Run(uint64_t seed) : seed_(seed), index_(512) {
     Interruption random;
     random.random = seed * 0x9e3779b97f4a7c15 + 1;
     const auto density = random.next() % 100;
     growth_ = static_cast<int>(random.next() % 3);
-    for (int64_t key = 0; key < universe; ++key) {
+    universe_ = std::array<int64_t, 3>{24, 64, 256}[random.next() % 3];  // of one level, of two, and of three
+    for (int64_t key = 0; key < universe_; ++key) {
       if (random.next() % 100 >= density) continue;
       before_[key] = random.next() % 1000;
       index_.insert(key, before_[key]);
     }
-    hot_ = static_cast<int64_t>(random.next() % (universe - 8));
+    hot_ = static_cast<int64_t>(random.next() % static_cast<uint64_t>(universe_ - 8));
+    if (random.next() % 4 == 0) forget_entries(index_, 50);
     for (int thread = 0; thread < threads; ++thread) recorders_.emplace_back(index_, clock_);
   }
 
@@ -93,13 +97,13 @@ class Run {
                     : kind < 6 + 4 + 3 * static_cast<uint64_t>(growth_) ? (kind % 2 ? Op::insert : Op::assign)
                                                                         : Op::erase;
       const bool is_hot = mine.next() % 2;
-      int64_t key =
-          is_hot ? hot_ + static_cast<int64_t>(mine.next() % 8) : static_cast<int64_t>(mine.next() % universe);
+      int64_t key = is_hot ? hot_ + static_cast<int64_t>(mine.next() % 8)
+                           : static_cast<int64_t>(mine.next() % static_cast<uint64_t>(universe_));
       mine.believes_all = planted && op == Op::find;
       if (mine.next() % 8 == 0) {
         std::vector<int64_t> keys;
         std::vector<uint64_t> values;
-        for (int n = 0; n < 6; ++n, key = (key + 1) % universe) {
+        for (int n = 0; n < 6; ++n, key = (key + 1) % universe_) {
           keys.push_back(key);
           values.push_back(next_value(thread, i++));
         }
@@ -114,7 +118,7 @@ class Run {
 
   /// What is wrong with it, or nothing. Nobody works any more; what is there now belongs to the history.
   std::string problem() {
-    for (int64_t key = 0; key < universe; ++key) recorders_[0].point(Op::find, key, 0);
+    for (int64_t key = 0; key < universe_; ++key) recorders_[0].point(Op::find, key, 0);
     History history;
     for (const auto& recorder : recorders_)
       history.insert(history.end(), recorder.history.begin(), recorder.history.end());
@@ -137,7 +141,7 @@ class Run {
   uint64_t seed_;
   Index index_;
   std::map<int64_t, uint64_t> before_;
-  int64_t hot_ = 0;
+  int64_t universe_, hot_;
   int growth_ = 0;
   std::atomic<int64_t> clock_{0};
   std::vector<Recorder<Index>> recorders_;

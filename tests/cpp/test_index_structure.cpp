@@ -61,17 +61,6 @@ void check_shared_reads() {
   expect_valid(index);
 }
 
-/// Takes every entry but the first out of its parent with the given chance: the nodes stay, reached from their left.
-void forget_entries(const Index& index, int percent) {
-  const Tree tree = tree_of(index);
-  for (int64_t id = index_root; id < index.arena().control[IndexControl::used]; ++id) {
-    const Node node = tree.node(static_cast<uint32_t>(id));
-    for (int i = node.level() > 0 ? node.count() : 0; i-- > 1;) {
-      if (random_int(100) < percent) node.erase(i);
-    }
-  }
-}
-
 void check_unnamed_nodes() {
   for (const int percent : {20, 90, 100}) {
     context = "nodes without a parent, " + std::to_string(percent) + " %";

@@ -35,7 +35,7 @@ struct Interruption {
 };
 inline thread_local Interruption interruption;
 
-inline void at_point(int locks = 0) {
+[[gnu::noinline]] inline void at_point(int locks = 0) {
   Interruption& mine = interruption;
   if (locks > 0) mine.locks += locks;
   if (mine.one_in > 0 && mine.next() % static_cast<uint64_t>(mine.one_in) == 0) {

@@ -545,8 +545,9 @@ struct Tree {
     node.set_count(at);
   }
 
-  /// Entries a neighbour must have room for before a leaf bothers it instead of splitting.
-  static constexpr int room_worth_moving = Layout::leaf_capacity / 6;
+  /// Entries a neighbour must have room for before a leaf bothers it instead of splitting. With one alone the two would
+  /// be full and one short of it, and the key might be for the full one.
+  static constexpr int room_worth_moving = std::max(2, Layout::leaf_capacity / 6);
 };
 
 }  // namespace anabranch::index_detail

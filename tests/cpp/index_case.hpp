@@ -40,8 +40,9 @@ Key tried_key() {
 
 /// Takes entries out of their parents with the given chance, but for the first of each: the nodes stay, and are reached
 /// from their left neighbours.
-inline void forget_entries(const BSkipList<int64_t>& index, int percent) {
-  const index_detail::Tree<compiled_cpu_isa, 1> tree{index.arena()};
+template <class Key>
+void forget_entries(const BSkipList<Key>& index, int percent) {
+  const index_detail::Tree<compiled_cpu_isa, IndexKeyTraits<Key>::words> tree{index.arena()};
   for (int64_t id = index_root; id < index.arena().control[IndexControl::used]; ++id) {
     const auto node = tree.node(static_cast<uint32_t>(id));
     for (int i = node.level() > 0 ? node.count() : 0; i-- > 1;) {
@@ -90,17 +91,20 @@ struct Twin {
     expect(range.count() == count, "count of a range");
   }
 
-  void insert_batch(const std::vector<Key>& keys, bool assign) {
+  /// Returns how many keys were refused; none of those is there.
+  int64_t insert_batch(const std::vector<Key>& keys, bool assign) {
     std::vector<uint64_t> values(keys.size());
     for (uint64_t& value : values) value = static_cast<uint64_t>(random_word());
     std::vector<IndexStatus> status(keys.size());
     index.insert(keys, values, status, assign);
+    int64_t refused = 0;
     for (size_t i = 0; i < keys.size(); ++i) {
-      const bool fresh = map.count(keys[i]) == 0;
-      expect(status[i] == (fresh ? IndexStatus::changed : IndexStatus::unchanged),
-             "insert of a batch says what is new");
-      if (assign || fresh) map[keys[i]] = values[i];
+      const bool fresh = map.count(keys[i]) == 0, is_refused = status[i] == IndexStatus::refused;
+      refused += is_refused;
+      expect(is_refused ? fresh : (status[i] == IndexStatus::changed) == fresh, "insert of a batch says what is new");
+      if (!is_refused && (assign || fresh)) map[keys[i]] = values[i];
     }
+    return refused;
   }
   void erase_batch(const std::vector<Key>& keys) {
     std::vector<IndexStatus> status(keys.size());

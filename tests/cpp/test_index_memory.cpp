@@ -154,17 +154,7 @@ void check_full_in_batch() {
       for (const bool assign : {false, true, false}) {
         std::vector<int64_t> keys(12000);
         for (int64_t& key : keys) key = random_int(20000);
-        std::vector<uint64_t> values(keys.size());
-        std::iota(values.begin(), values.end(), random_int(1 << 20));
-        std::vector<IndexStatus> status(keys.size());
-        index.insert(keys, values, status, assign);
-        for (size_t i = 0; i < keys.size(); ++i) {
-          const bool is_there = twin.map.count(keys[i]) > 0;
-          refused += status[i] == IndexStatus::refused;
-          expect(status[i] == IndexStatus::refused ? !is_there : (status[i] == IndexStatus::unchanged) == is_there,
-                 "status of a key");
-          if (status[i] != IndexStatus::refused && (assign || !is_there)) twin.map[keys[i]] = values[i];
-        }
+        refused += twin.insert_batch(keys, assign);
         twin.check_all();
       }
       expect(refused > 0, "memory ended");

@@ -83,6 +83,13 @@ struct Gather {
     return whole.load();
   }
 
+  /// An earlier run may have found more.
+  void clear_unused() const {
+    const int64_t used = std::min(offsets[n], capacity);
+    std::fill(keys + used * key_words, keys + capacity * key_words, 0);
+    std::fill(values + used, values + capacity, 0);
+  }
+
   bool copy(int64_t i) const {
     const int64_t wanted = std::min(offsets[i + 1], capacity) - offsets[i];
     if (wanted <= 0) return true;
@@ -115,11 +122,12 @@ std::tuple<Tensor, Tensor, Tensor> gather(const Tensor& nodes, const Tensor& con
                       mutable_data<int64_t>(offsets),
                       mutable_data<int64_t>(keys),
                       mutable_data<int64_t>(values)};
-  bool done = false;
-  for (int attempt = 0; attempt < 3 && !done; ++attempt) done = gather.run();
-  if (!done) {
-    const IndexPause pause(in.arena());
-    gather.run();
+  if (!gather.run()) {
+    if (!gather.run() && !gather.run()) {
+      const IndexPause pause(in.arena());
+      gather.run();
+    }
+    gather.clear_unused();
   }
   return {offsets, keys, values};
 }

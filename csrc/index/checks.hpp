@@ -73,11 +73,11 @@ struct IndexArguments {
           " like the index; pass ", words == 1 ? "(n,)" : "(n, 2)");
     check(word(IndexControl::capacity) == nodes.size(0), op, ": nodes has shape ", shape_string(nodes), ", must be (",
           word(IndexControl::capacity), ", ", index_node_words, ") as control says; pass the two of one index");
+    const auto free = static_cast<uint32_t>(word(IndexControl::free_head));  // before `used`, which only grows
     const int64_t used = word(IndexControl::used);
     check(used > index_root && used <= nodes.size(0), op, ": control says that ", used,
           " nodes are used, must be 2 to ", nodes.size(0), "; it is damaged: build the index again");
-    const auto free = static_cast<uint32_t>(word(IndexControl::free_head));
-    check(free < nodes.size(0), op, ": control says that node ", free, " is free, must be below ", nodes.size(0),
+    check(free < used, op, ": control says that node ", free, " is free, must be below ", used,
           "; it is damaged: build the index again");
     const int64_t gate = word(IndexControl::gate);
     check(gate >= 0 && gate < IndexControl::size_unit, op, ": control says that ", gate,

@@ -49,8 +49,8 @@ class BSkipListModule(nn.Module):
     one index, all at once if they like; a process killed in the middle of a write may leave a lock that the others
     wait for. A forked process without it has a copy of its own.
 
-    Compiled with `fullgraph=True`, calls keep their order. Backends that do not reuse memory (aot_eager) write to a copy
-    and copy it back, which loses what other processes wrote meanwhile; inductor writes in place.
+    Compiled with `fullgraph=True`, calls keep their order. inductor writes in place; backends that do not (aot_eager)
+    write to a copy and copy it back, which loses what other processes wrote meanwhile.
     """
 
     nodes: Tensor

@@ -56,8 +56,8 @@ class Settings:
     svg: Path | None
 
     def dtypes_of(self, mode: str) -> list[str]:
-        if ROOMS[self.room].dtype is not None:
-            return [ROOMS[self.room].dtype]
+        if (only := ROOMS[self.room].dtype) is not None:
+            return [only]
         if mode in ROOMS[self.room].float_modes:
             return ["float32"]
         if self.dtypes is not None:

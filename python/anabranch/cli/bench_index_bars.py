@@ -83,10 +83,11 @@ def _kinds_of_keys(found: dict[tuple[str, int], IndexRow]) -> Iterator[Bar]:
 
 def _python(found: dict[str, IndexRow]) -> Iterator[Bar]:
     for name in ("batch insert all", "batch find"):
-        row = found.get(name)
-        ratio = row.ratio("sortedcontainers") if row else None
-        if ratio is not None:
-            yield Bar(f"{name} over sortedcontainers", ratio, 10.0, 30.0, True)
+        for peer in ("sortedcontainers", "sortedcontainers, one by one"):
+            row = found.get(name)
+            ratio = row.ratio(peer) if row else None
+            if ratio is not None:
+                yield Bar(f"{name} over {peer}", ratio, 10.0, 30.0, True)
     for name in ("get", "set"):
         row = found.get(name)
         if row and "dict" in row.medians_ms:  # milliseconds of a million are nanoseconds of one

@@ -120,7 +120,11 @@ class Batches:
         if self._has_python:
             key_list, value_list = keys.tolist(), values.tolist()
             for name, make in peers.ordered_maps().items():
-                calls[name] = lambda make=make: make(zip(key_list, value_list, strict=True))
+                calls[name] = functools.partial(_make_map, make, key_list, value_list)
+            if "sortedcontainers" in calls:
+                calls["sortedcontainers, one by one"] = functools.partial(
+                    _insert_each, peers.ordered_maps()["sortedcontainers"], key_list, value_list
+                )
         return {name: self._timed(call, len(keys)) for name, call in calls.items()}
 
     def _bulk_loads(self) -> Contenders:
@@ -144,6 +148,17 @@ class Batches:
 
 def _as_of(name: str, keys: Tensor) -> Any:
     return keys.numpy() if name == "numpy" else keys
+
+
+def _make_map(make: Callable[[Any], Any], keys: list[int], values: list[int]) -> Any:
+    return make(zip(keys, values, strict=True))
+
+
+def _insert_each(make: Callable[[Any], Any], keys: list[int], values: list[int]) -> Any:
+    found = make(())
+    for key, value in zip(keys, values, strict=True):
+        found[key] = value
+    return found
 
 
 def _find_each(found: Any, keys: list[int]) -> list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -12,15 +13,13 @@ from anabranch.cli.bench_index_rows import timed
 from anabranch.cli.bench_rows import Workload
 from anabranch.index import BSkipList
 
-_Mapping = MutableMapping[int, int]
-
 
 def mapping_workloads(tokens: int, calls: int) -> Iterator[Workload]:
     """`map[key]` and `map[key] = value` of keys that are there, in random order; the loop around them is timed too."""
     generator = torch.Generator().manual_seed(tokens)
     order = torch.randperm(tokens, generator=generator)
     keys = order * -7046029254386353131
-    maps: dict[str, _Mapping] = {"index": BSkipList((keys, order)), "dict": {}}
+    maps: dict[str, Any] = {"index": BSkipList((keys, order)), "dict": {}}
     pairs = list(zip(keys.tolist(), order.tolist(), strict=True))
     maps["dict"].update(pairs)
     for name, make in peers.ordered_maps().items():
@@ -35,11 +34,11 @@ def mapping_workloads(tokens: int, calls: int) -> Iterator[Workload]:
         yield Workload(name, tokens, tokens, contenders, 0, 0, lines=1)
 
 
-def _get(mapping: _Mapping, keys: list[int]) -> None:
+def _get(mapping: Any, keys: list[int]) -> None:
     for key in keys:
         mapping[key]
 
 
-def _set(mapping: _Mapping, keys: list[int]) -> None:
+def _set(mapping: Any, keys: list[int]) -> None:
     for key in keys:
         mapping[key] = 5

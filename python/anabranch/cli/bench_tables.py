@@ -112,11 +112,11 @@ def bar_lines(bars: Sequence[Bar]) -> list[str]:
     """A table of bars, with what is missed named so; nothing without bars."""
     if not bars:
         return []
-    lines = [f"{'held to':<44} {'is':>9}    {'must':>7} {'goal':>7}"]
+    lines = [f"{'held to':<50} {'is':>9}    {'must':>7} {'goal':>7}"]
     for bar in bars:
         sign, verdict = ">=" if bar.at_least else "<=", "ok" if bar.holds else "MISSED"
         lines.append(
-            f"{bar.what:<44} {_number(bar.value):>9} {sign} {_number(bar.must):>7} {_number(bar.goal):>7} {verdict}"
+            f"{bar.what:<50} {_number(bar.value):>9} {sign} {_number(bar.must):>7} {_number(bar.goal):>7} {verdict}"
         )
     return lines
 

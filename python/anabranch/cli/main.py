@@ -93,7 +93,7 @@ def _demo_skip(options: argparse.Namespace) -> int:
 
 
 def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    if min([*(options.tokens or []), *(options.threads or []), options.repeats or 1]) < 1:
+    if min([*(options.tokens or []), *(options.threads or []), 1 if options.repeats is None else options.repeats]) < 1:
         parser.error("--tokens, --threads and --repeats must be at least 1")
     from anabranch.cli.bench_rows import OURS
 
@@ -122,7 +122,7 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             dtypes=options.dtype,
             tokens=options.tokens,
             threads=options.threads or default_threads,
-            repeats=options.repeats or default_repeats,
+            repeats=default_repeats if options.repeats is None else options.repeats,
             quick=options.quick,
             without=options.without,
             json=options.json,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -63,16 +65,9 @@ class NumpySorted:
 def ordered_maps() -> dict[str, Callable[[Any], MutableMapping[int, int]]]:
     """Of those that are installed, what makes one from (key, value) pairs."""
     makers: dict[str, Callable[[Any], MutableMapping[int, int]]] = {}
-    try:
-        from sortedcontainers import SortedDict
-
-        makers["sortedcontainers"] = SortedDict
-    except ImportError:
-        pass
-    try:
-        from BTrees.LLBTree import LLBTree
-
-        makers["BTrees"] = lambda pairs: LLBTree(list(pairs))
-    except ImportError:
-        pass
+    with contextlib.suppress(ImportError):
+        makers["sortedcontainers"] = importlib.import_module("sortedcontainers").SortedDict
+    with contextlib.suppress(ImportError):
+        tree = importlib.import_module("BTrees.LLBTree").LLBTree
+        makers["BTrees"] = lambda pairs: tree(list(pairs))
     return makers

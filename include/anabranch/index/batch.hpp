@@ -171,7 +171,7 @@ struct Batch {
             lost[g] = true;
             continue;
           }
-          tree.node(next[g]).prefetch();
+          tree.node(next[g]).prefetch(places[g].node.level() - 1);
           moving = true;
         }
         for (int g = 0; moving && g < count; ++g) {

@@ -65,11 +65,20 @@ struct Node {
   /// Whether key i is `key`, for i = lower_bound(key).
   [[gnu::always_inline]] bool holds(int i, const Key& key) const { return i < count() && this->key(true, i) == key; }
 
-  /// Asks for the cache lines that a search reads.
-  [[gnu::always_inline]] void prefetch() const {
-    constexpr int lines = (Layout::columns + Layout::inner_capacity * key_words) / 8;
+  /// Asks for the cache lines that a search reads, header and keys, of a node on that level: its own word is not here
+  /// yet.
+  [[gnu::always_inline]] void prefetch(int level) const {
+    if (level == 0) {
+      prefetch_lines<true>();
+    } else {
+      prefetch_lines<false>();
+    }
+  }
+
+  /// Asks for the whole node, to change it: half of its values will move.
+  [[gnu::always_inline]] void prefetch_to_write() const {
 #pragma GCC unroll 16
-    for (int line = 0; line < lines; ++line) __builtin_prefetch(words + 8 * line);
+    for (int line = 0; line < Layout::words / 8; ++line) __builtin_prefetch(words + 8 * line, 1);
   }
 
   // Changes, by whoever holds the node.
@@ -118,6 +127,13 @@ struct Node {
   [[gnu::always_inline]] uint32_t* children() const {
     return reinterpret_cast<uint32_t*>(words + Layout::payload(false));
   }
+  template <bool leaf>
+  [[gnu::always_inline]] void prefetch_lines() const {
+    constexpr int lines = (Layout::columns + Layout::capacity(leaf) * key_words + 7) / 8;
+#pragma GCC unroll 16
+    for (int line = 0; line < lines; ++line) __builtin_prefetch(words + 8 * line);
+  }
+
   [[gnu::always_inline]] static constexpr int stride(bool leaf) { return Layout::capacity(leaf); }
 
   [[gnu::always_inline]] static void copy_entries(const Node& source, int from, int n, const Node& target, int to,

@@ -76,7 +76,7 @@ struct Scan {
         first = border;
         if (!tree.exists(next)) break;
         const Node right = tree.node(next);
-        right.prefetch();
+        right.prefetch(0);
         const Place then = tree.enter(right);
         if (!at.unchanged()) break;
         at = then;

@@ -80,7 +80,7 @@ struct Tree {
       while (const uint32_t next = toward(at.node, key)) {
         if (!exists(next)) return false;
         const Node below = node(next);
-        below.prefetch();
+        below.prefetch(at.node.level() - 1);
         step(at.node, next);
         const Place then = enter(below);
         if (!at.unchanged()) return false;
@@ -181,8 +181,8 @@ struct Tree {
       if (!exists(next)) return at;
       const bool down = !place.node.is_before(key);
       const Node below = node(next);
-      below.prefetch();
       if (down && place.node.level() == 1) {
+        below.prefetch_to_write();
         VersionLock::lock(below.lock());
         if (!place.unchanged() || below.level() != 0) {
           VersionLock::unlock_unchanged(below.lock());
@@ -191,6 +191,7 @@ struct Tree {
         at.parent = place;
         return settle(at, below, key);
       }
+      below.prefetch(place.node.level() - 1);
       const Place then = enter(below);
       if (!place.unchanged()) return at;
       if (down) {

@@ -10,6 +10,7 @@
 
 #include "anabranch/core/check.hpp"
 #include "anabranch/core/memory.hpp"
+#include "anabranch/index/fork.hpp"
 #include "anabranch/index/layout.hpp"
 #include "anabranch/index/version_lock.hpp"
 
@@ -134,7 +135,8 @@ class IndexPause {
 };
 
 /// Memory of its own for an index that grows: addresses are reserved once, pages come when they are touched. So nodes
-/// never move, and threads that read need not know that the index has grown.
+/// never move, and threads that read need not know that the index has grown. A fork leaves both copies valid
+/// (fork.hpp).
 class OwnedIndexArena {
  public:
   /// Room for `max_nodes` nodes, or for as many as the system lets one reserve. Throws std::bad_alloc where it is none.
@@ -154,10 +156,14 @@ class OwnedIndexArena {
     arena_ = {static_cast<int64_t*>(memory_), nodes};
     advise_huge_pages(nodes, static_cast<std::size_t>(max_nodes) * index_node_words * 8);
     arena_.format(key_words, max_nodes);
+    index_detail::ForkRegistry::instance().add(arena_.control);
   }
   OwnedIndexArena(const OwnedIndexArena&) = delete;
   OwnedIndexArena& operator=(const OwnedIndexArena&) = delete;
-  ~OwnedIndexArena() { munmap(memory_, bytes_); }
+  ~OwnedIndexArena() {
+    index_detail::ForkRegistry::instance().remove(arena_.control);
+    munmap(memory_, bytes_);
+  }
 
   const IndexArena& view() const { return arena_; }
 

@@ -197,10 +197,10 @@ struct Batch {
     for (int64_t i = 0; i < n; ++i) order[i] = {key_at(keys, i), i};
     if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
     parallel_for(n, grain, [&](int64_t begin, int64_t end) {
-      // Equal keys belong to the thread that has the first of them.
+      // Equal keys belong to the thread that has the first of them, be it that others are left with none.
       while (begin > 0 && begin < end && order[begin].key == order[begin - 1].key) ++begin;
+      if (begin == end) return;
       while (end < n && order[end].key == order[end - 1].key) ++end;
-      if (begin >= end) return;
       IndexWriter writer(tree.arena);
       for (int64_t first = begin; first < end; first += group) {
         const int count = static_cast<int>(std::min<int64_t>(group, end - first));

@@ -30,13 +30,18 @@ namespace anabranch {
 #endif
 
 /// A leaf of 60 keys of one word is as large as four lines of the slowest prefetch group and as two stops of a scan;
-/// see docs/index.md for the measurements that chose it.
-inline constexpr int index_node_words = 128;
+/// see docs/index.md for the measurements that chose it. Programs that use the headers alone may define another size:
+/// a multiple of 8 from 32 on. Libraries, files and tensors all have this one.
+#if !defined(ANABRANCH_INDEX_NODE_WORDS)
+#define ANABRANCH_INDEX_NODE_WORDS 128
+#endif
+inline constexpr int index_node_words = ANABRANCH_INDEX_NODE_WORDS;
 inline constexpr int index_node_header_words = 8;
 
 template <int key_words>
 struct IndexNode {
   static_assert(key_words == 1 || key_words == 2);
+  static_assert(index_node_words % 8 == 0 && index_node_words >= 32);
   static constexpr int words = index_node_words;
   static constexpr int column_words = words - index_node_header_words;
   static constexpr int leaf_capacity = column_words / (key_words + 1);

@@ -114,6 +114,8 @@ struct Scan {
       tree.read_leaf(
           key,
           [&](const Node& leaf, uint64_t) {
+            // An attempt that came to nothing may have left its border here, and the root may be a leaf since.
+            if (leaf.id == index_root) border = least_key<key_words>();
             const int end = upper_bound(leaf, key);
             there = end > 0;
             if (there) {

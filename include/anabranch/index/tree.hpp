@@ -160,8 +160,8 @@ struct Tree {
     Outcome outcome = Outcome::again;  // yes, again, full
   };
 
-  /// Locks the leaf for `key`, having made room in each inner node on the way for one more entry, or, where
-  /// `shrinking`, having merged those that are nearly empty.
+  /// Locks the leaf for `key`, having made room in each inner node on the way for one more entry as far as there is
+  /// memory for it, or, where `shrinking`, having merged those that are nearly empty.
   [[gnu::always_inline]] Descent lock_leaf(const Key& key, bool shrinking) const {
     Descent at;
     Place place = enter(node(index_root));
@@ -170,12 +170,13 @@ struct Tree {
       if (place.node.is_before(key)) [[unlikely]] {
         sideways = true;
       } else if (shrinking ? is_sparse(place.node) : place.node.count() == Layout::inner_capacity) [[unlikely]] {
-        if (!shrinking) {
-          at.outcome = make_room(sideways ? Place{} : at.parent, place);
+        if (shrinking) {
+          // Merging is worth a try and not a wait: whoever comes next will try again.
+          if (!sideways && shrink(at.parent, place, key)) return at;
+        } else if (make_room(sideways ? Place{} : at.parent, place) != Outcome::full) {
           return at;
         }
-        // Merging is worth a try and not a wait: whoever comes next will try again.
-        if (!sideways && shrink(at.parent, place, key)) return at;
+        // Without memory to split it goes on all the same: the leaf may have the key, or room.
       }
       const uint32_t next = toward(place.node, key);
       if (!exists(next)) return at;
@@ -226,7 +227,9 @@ struct Tree {
     const Node parent = at.parent.node;
     Node other = named ? even_out_with_neighbour(parent, at.leaf, key) : Node{};
     if (other.id == 0) {
-      const uint32_t fresh = arena.take_node();
+      // A parent is full here where memory ended on the way down.
+      const bool nameable = !named || parent.count() < Layout::inner_capacity;
+      const uint32_t fresh = nameable ? arena.take_node() : 0;
       if (fresh == 0) {
         if (named) VersionLock::unlock_unchanged(parent.lock());
         VersionLock::unlock_unchanged(at.leaf.lock());
@@ -333,8 +336,8 @@ struct Tree {
     return at;
   }
 
-  /// Splits a full inner node on the way down; its parent has room, because the way led through it. The search then
-  /// begins again.
+  /// Splits a full inner node on the way down; its parent has room, because the way led through it, unless memory ended
+  /// there. The search then begins again. full: nothing has changed, and the search may go on.
   [[gnu::noinline]] Outcome make_room(const Place& parent, const Place& place) const {
     const bool named = parent.node.id != 0;
     if (named && !parent.upgrade()) return Outcome::again;
@@ -346,7 +349,8 @@ struct Tree {
     if (place.node.id == index_root) {
       done = grow_root(place.node);
     } else {
-      const uint32_t fresh = arena.take_node();
+      const bool nameable = !named || parent.node.count() < Layout::inner_capacity;
+      const uint32_t fresh = nameable ? arena.take_node() : 0;
       done = fresh != 0;
       if (done) {
         const Node right = node(fresh);
@@ -355,9 +359,14 @@ struct Tree {
         if (named) parent.node.insert_child(parent.node.entry_of(border) + 1, border, fresh);
       }
     }
+    if (!done) {
+      VersionLock::unlock_unchanged(place.node.lock());
+      if (named) VersionLock::unlock_unchanged(parent.node.lock());
+      return Outcome::full;
+    }
     VersionLock::unlock(place.node.lock());
     if (named) VersionLock::unlock(parent.node.lock());
-    return done ? Outcome::again : Outcome::full;
+    return Outcome::again;
   }
 
   /// The root keeps its number: what it held becomes two nodes a level below it. false: no memory, nothing changed.
@@ -387,11 +396,16 @@ struct Tree {
     return true;
   }
 
-  /// The root's only child becomes the root.
+  /// The root's only child becomes the root, unless it has a neighbour that the root does not name.
   bool shrink_root(const Place& root) const {
     if (!root.upgrade()) return false;
     const Node child = node(root.node.child(0));
     VersionLock::lock(child.lock());
+    if (child.next() != 0) {
+      VersionLock::unlock_unchanged(child.lock());
+      VersionLock::unlock_unchanged(root.node.lock());
+      return false;
+    }
     const int count = child.count();
     root.node.set_level(child.level());
     root.node.take(child, 0, count, 0);
@@ -483,7 +497,11 @@ struct Tree {
     if (other.id == 0) {
       const bool alone = parent.count() == 1;
       VersionLock::unlock_unchanged(parent.lock());
-      VersionLock::unlock(at.lock());
+      if (at.level() > 0) {
+        VersionLock::unlock_unchanged(at.lock());  // whoever came to merge it goes on from it
+      } else {
+        VersionLock::unlock(at.lock());
+      }
       return alone ? Outcome::no : Outcome::again;
     }
     const auto& [left, right, entry] = pair;
@@ -528,8 +546,9 @@ struct Tree {
     node.set_count(at);
   }
 
-  /// Entries a neighbour must have room for before a leaf bothers it instead of splitting.
-  static constexpr int room_worth_moving = Layout::leaf_capacity / 6;
+  /// Entries a neighbour must have room for before a leaf bothers it instead of splitting. With one alone the two would
+  /// be full and one short of it, and the key might be for the full one.
+  static constexpr int room_worth_moving = std::max(2, Layout::leaf_capacity / 6);
 };
 
 }  // namespace anabranch::index_detail

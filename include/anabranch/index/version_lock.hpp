@@ -22,6 +22,13 @@
 #include <immintrin.h>
 #endif
 
+/// Tests define it before they include the index, to let other threads come in between. The points: a version was seen
+/// (entered) and is about to be compared (unchanged), a lock is about to be taken (locking), was taken (locked) and is
+/// about to be released (unlocking), entries are about to be moved (moving).
+#if !defined(ANABRANCH_INDEX_YIELD)
+#define ANABRANCH_INDEX_YIELD(point)
+#endif
+
 namespace anabranch::index_detail {
 
 #if defined(__SANITIZE_THREAD__)
@@ -43,6 +50,7 @@ template <class T>
 /// n elements; the two stretches may overlap.
 template <class T>
 [[gnu::always_inline]] inline void move(T* to, const T* from, int n) {
+  ANABRANCH_INDEX_YIELD(moving);
   if constexpr (!watched) {
     std::memmove(to, from, n * sizeof(T));
   } else if (to <= from) {
@@ -80,11 +88,13 @@ struct VersionLock {
         seen = __atomic_load_n(lock, __ATOMIC_ACQUIRE);
       } while (seen & writer);
     }
+    ANABRANCH_INDEX_YIELD(entered);
     return seen & version_mask;
   }
 
   /// Whether no writer has been inside since `version` was seen.
   [[gnu::always_inline]] static inline bool unchanged(const uint64_t* lock, uint64_t version) {
+    ANABRANCH_INDEX_YIELD(unchanged);
     if constexpr (!watched) std::atomic_thread_fence(std::memory_order_acquire);
     return (__atomic_load_n(lock, watched ? __ATOMIC_ACQUIRE : __ATOMIC_RELAXED) & (version_mask | writer)) == version;
   }
@@ -92,6 +102,7 @@ struct VersionLock {
   /// Takes the lock if nothing has changed since `version` and nobody else holds it. Never waits, so it may be called
   /// against the order of locks.
   [[gnu::always_inline]] static inline bool try_upgrade(uint64_t* lock, uint64_t version) {
+    ANABRANCH_INDEX_YIELD(locking);
     return __atomic_compare_exchange_n(lock, &version, version | writer, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED) &&
            entered();
   }
@@ -108,12 +119,14 @@ struct VersionLock {
 
   /// Lets others in; they see that the node is another one.
   [[gnu::always_inline]] static inline void unlock(uint64_t* lock) {
+    ANABRANCH_INDEX_YIELD(unlocking);
     const uint64_t held = __atomic_load_n(lock, __ATOMIC_RELAXED);
     __atomic_store_n(lock, (held & version_mask) + version_unit, __ATOMIC_RELEASE);
   }
 
   /// Lets others in where nothing was changed.
   [[gnu::always_inline]] static inline void unlock_unchanged(uint64_t* lock) {
+    ANABRANCH_INDEX_YIELD(unlocking);
     __atomic_store_n(lock, __atomic_load_n(lock, __ATOMIC_RELAXED) & version_mask, __ATOMIC_RELEASE);
   }
 
@@ -121,11 +134,13 @@ struct VersionLock {
     for (Spin spin;; spin.wait()) {
       uint64_t seen = __atomic_load_n(lock, __ATOMIC_RELAXED);
       if ((seen & writer) || (seen & ~version_mask) >= version_unit - reader) continue;
-      if (__atomic_compare_exchange_n(lock, &seen, seen + reader, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) return;
+      if (__atomic_compare_exchange_n(lock, &seen, seen + reader, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) break;
     }
+    ANABRANCH_INDEX_YIELD(locked);
   }
 
   [[gnu::always_inline]] static inline void unlock_shared(uint64_t* lock) {
+    ANABRANCH_INDEX_YIELD(unlocking);
     __atomic_fetch_sub(lock, reader, __ATOMIC_RELEASE);
   }
 
@@ -133,6 +148,7 @@ struct VersionLock {
   /// What the writer stores from here on may not be seen before its lock is.
   [[gnu::always_inline]] static inline bool entered() {
     if constexpr (!watched) std::atomic_thread_fence(std::memory_order_release);
+    ANABRANCH_INDEX_YIELD(locked);
     return true;
   }
 };

@@ -1,0 +1,116 @@
+"""An index as it was at one moment."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Snapshot(Mapping[Any, Any]):
+    """What `BSkipList.snapshot()` returns: an ordered mapping that never changes, on two sorted arrays.
+
+    Looking a key up costs O(log n), positions cost O(1). Safe from any number of threads.
+    """
+
+    def __init__(self, keys: np.ndarray, values: np.ndarray, key: str, value: str) -> None:
+        """Takes the arrays over: `keys` ascend, `[n]`, or `[n, 2]` where `key` is "pair"; `values` is `[n]`."""
+        self._keys, self._values = keys, values
+        self.key, self.value = key, value
+        keys.flags.writeable = values.flags.writeable = False
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._between(0, len(self), False)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return self._between(0, len(self), True)
+
+    def __getitem__(self, key: Any) -> Any:
+        position = self._find(key)
+        if position is None:
+            raise KeyError(key)
+        return self._values[position].item()
+
+    def __contains__(self, key: object) -> bool:
+        return self._find(key) is not None
+
+    def __repr__(self) -> str:
+        return f"<Snapshot of {len(self)} keys, key={self.key!r}, value={self.value!r}>"
+
+    def bisect_left(self, key: Any) -> int:
+        """How many keys are less than `key`."""
+        return self._position(key, "left")
+
+    def bisect_right(self, key: Any) -> int:
+        """How many keys are not greater than `key`."""
+        return self._position(key, "right")
+
+    bisect = bisect_right
+
+    def irange(
+        self,
+        minimum: Any = None,
+        maximum: Any = None,
+        inclusive: tuple[bool, bool] = (True, True),
+        reverse: bool = False,
+    ) -> Iterator[Any]:
+        """Keys from `minimum` to `maximum` in order, both included or not; None is no bound."""
+        begin = 0 if minimum is None else self._position(minimum, "left" if inclusive[0] else "right")
+        end = len(self) if maximum is None else self._position(maximum, "right" if inclusive[1] else "left")
+        return self._between(begin, end, reverse)
+
+    def peekitem(self, index: int = -1) -> tuple[Any, Any]:
+        """The item at a position, counted from the end where negative. Raises IndexError where there is none."""
+        return self._key(index), self._values[index].item()
+
+    def to_tensors(self) -> tuple[Tensor, Tensor]:
+        """Copies of the sorted keys, `[n]` or `[n, 2]`, and their values, `[n]`."""
+        return torch.from_numpy(self._keys.copy()), torch.from_numpy(self._values.copy())
+
+    def _key(self, index: int) -> Any:
+        key = self._keys[index]
+        return tuple(key.tolist()) if self.key == "pair" else key.item()
+
+    def _between(self, begin: int, end: int, reverse: bool) -> Iterator[Any]:
+        stretch = 1024
+        starts = range(begin, end, stretch)
+        for start in reversed(starts) if reverse else starts:
+            keys = self._keys[start : min(start + stretch, end)].tolist()
+            if self.key == "pair":
+                keys = [tuple(pair) for pair in keys]
+            yield from reversed(keys) if reverse else keys
+
+    def _find(self, key: object) -> int | None:
+        try:
+            position = self._position(key, "left")
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return position if position < len(self) and self._key(position) == key else None
+
+    def _position(self, key: Any, side: Any) -> int:
+        if self.key == "float64":
+            number = float(key)
+            if number != number:
+                raise ValueError("Snapshot: key is NaN, must be a number; drop it or give it a number of its own")
+            return int(np.searchsorted(self._keys, number, side))
+        if self.key != "pair":
+            return _among(self._keys, key, side)
+        first, second = key
+        begin, end = _among(self._keys[:, 0], first, "left"), _among(self._keys[:, 0], first, "right")
+        return begin + _among(self._keys[begin:end, 1], second, side)
+
+
+def _among(keys: np.ndarray, key: Any, side: Any) -> int:
+    """Where `key`, any integer, stands among sorted int64 or uint64."""
+    number = int(key) if isinstance(key, float) and key.is_integer() else operator.index(key)
+    limits = np.iinfo(keys.dtype)
+    if number < limits.min:
+        return 0
+    return len(keys) if number > limits.max else int(np.searchsorted(keys, keys.dtype.type(number), side))

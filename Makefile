@@ -33,6 +33,7 @@ bench: build
 	$(PY) -m anabranch bench experts
 	$(PY) -m anabranch bench skip
 	$(PY) -m anabranch bench mixers
+	$(PY) -m anabranch bench index
 
 # The C++ tests link the kernels that were just built; `make cpp-test` alone builds its own.
 test: build

@@ -3,54 +3,12 @@
 // Prints one line of JSON for each map, kind of keys, work and number of threads; maps take turns within a round.
 #include <cstdio>
 #include <cstdlib>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <shared_mutex>
 
-#include "anabranch/index/bskiplist.hpp"
-#include "anabranch/index/workloads.hpp"
+#include "anabranch/index/locked_map.hpp"
 #include "index_adapters.hpp"
-
-namespace {
-
-using namespace anabranch;
-
-struct LockedMap {
-  static constexpr const char* name = "std::map";
-  std::map<int64_t, uint64_t> map;
-  mutable std::shared_mutex mutex;
-
-  bool insert(int64_t key, uint64_t value) {
-    const std::unique_lock lock(mutex);
-    return map.emplace(key, value).second;
-  }
-  void assign(int64_t key, uint64_t value) {
-    const std::unique_lock lock(mutex);
-    map[key] = value;
-  }
-  bool erase(int64_t key) {
-    const std::unique_lock lock(mutex);
-    return map.erase(key) > 0;
-  }
-  bool find(int64_t key, uint64_t& value) const {
-    const std::shared_lock lock(mutex);
-    const auto at = map.find(key);
-    return at != map.end() && (value = at->second, true);
-  }
-  uint64_t scan(int64_t first, int limit) const {
-    const std::shared_lock lock(mutex);
-    uint64_t sum = 0;
-    for (auto at = map.lower_bound(first); at != map.end() && limit-- > 0; ++at) sum += at->second;
-    return sum;
-  }
-  int64_t memory_bytes() const { return static_cast<int64_t>(map.size()) * 64; }  // 48 bytes of node in malloc's 64
-};
-
-}  // namespace
 
 int main(int argc, char** argv) {
   const int64_t keys = argc > 1 ? std::atoll(argv[1]) : 1'000'000;
   const int rounds = argc > 2 ? std::atoi(argv[2]) : 1;
-  for (int round = 0; round < rounds; ++round) bench_maps<IndexMap, LockedMap>(keys);
+  for (int round = 0; round < rounds; ++round) anabranch::bench_maps<anabranch::IndexMap, anabranch::LockedMap>(keys);
 }

@@ -39,6 +39,15 @@ double read_bandwidth_op(int64_t bytes, int64_t repeats) {
   return read_bandwidth(static_cast<std::size_t>(bytes), parallel_backend().num_threads(), static_cast<int>(repeats));
 }
 
+double random_line_rate_op(int64_t bytes, int64_t lines, int64_t repeats) {
+  check(bytes >= (int64_t{1} << 20) && bytes <= (int64_t{1} << 38), "random_line_rate: bytes is ", bytes,
+        ", must be 1048576 to 2^38; use several times the last cache's size");
+  check(lines >= 1, "random_line_rate: lines is ", lines, ", must be positive");
+  check(repeats >= 1 && repeats <= 1000, "random_line_rate: repeats is ", repeats, ", must be 1 to 1000");
+  return random_line_rate(static_cast<std::size_t>(bytes), lines, parallel_backend().num_threads(),
+                          static_cast<int>(repeats));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(anabranch, m) {
@@ -46,6 +55,7 @@ STABLE_TORCH_LIBRARY(anabranch, m) {
   m.def("set_cpu_isa(int isa) -> ()");
   m.def("peak_flops(bool bfloat16, float seconds) -> float");
   m.def("read_bandwidth(int bytes, int repeats) -> float");
+  m.def("random_line_rate(int bytes, int lines, int repeats) -> float");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(anabranch, CompositeExplicitAutograd, m) {
@@ -53,6 +63,7 @@ STABLE_TORCH_LIBRARY_IMPL(anabranch, CompositeExplicitAutograd, m) {
   m.impl("set_cpu_isa", TORCH_BOX(&set_cpu_isa_op));
   m.impl("peak_flops", TORCH_BOX(&peak_flops_op));
   m.impl("read_bandwidth", TORCH_BOX(&read_bandwidth_op));
+  m.impl("random_line_rate", TORCH_BOX(&random_line_rate_op));
 }
 
 }  // namespace anabranch

@@ -1,4 +1,5 @@
-// peak_flops() and read_bandwidth(): runs the loops of the detected instruction set on several threads at once.
+// peak_flops(), read_bandwidth() and random_line_rate(): runs the loops of the detected instruction set on several
+// threads at once.
 #include <time.h>
 
 #include <algorithm>
@@ -67,6 +68,20 @@ double busy_seconds(int num_workers, Work&& work) {
       .count();
 }
 
+constexpr int64_t words_per_line = 8, line_bytes = words_per_line * sizeof(uint64_t);
+
+/// Memory of which each worker has written its share of lines: pages then lie on its own node, and none is the shared
+/// page of zeros.
+AlignedBytes written_bytes(std::size_t bytes, int num_workers) {
+  AlignedBytes memory = aligned_bytes(bytes);
+  const auto lines = static_cast<int64_t>(bytes / line_bytes);
+  const auto share = [&](int worker) { return lines * worker / num_workers; };
+  parallel_workers(num_workers, [&](int worker) {
+    std::memset(memory.get() + share(worker) * line_bytes, 1, (share(worker + 1) - share(worker)) * line_bytes);
+  });
+  return memory;
+}
+
 }  // namespace
 
 double peak_flops(bool bf16, int num_workers, double seconds) {
@@ -81,16 +96,10 @@ double peak_flops(bool bf16, int num_workers, double seconds) {
 }
 
 double read_bandwidth(std::size_t bytes, int num_workers, int repeats) {
-  constexpr std::size_t words_per_line = 8;  // of the line
-  const auto lines = static_cast<int64_t>(bytes / (words_per_line * sizeof(uint64_t)));
-  const AlignedBytes memory = aligned_bytes(bytes);
+  const auto lines = static_cast<int64_t>(bytes / line_bytes);
+  const AlignedBytes memory = written_bytes(bytes, num_workers);
   const auto* words = reinterpret_cast<const uint64_t*>(memory.get());
   const auto share = [&](int worker) { return lines * worker / num_workers; };
-  // Each worker writes what it will read: pages then lie on its own node, and none is the shared page of zeros.
-  parallel_workers(num_workers, [&](int worker) {
-    const int64_t line_bytes = words_per_line * sizeof(uint64_t);
-    std::memset(memory.get() + share(worker) * line_bytes, 1, (share(worker + 1) - share(worker)) * line_bytes);
-  });
   double best = 0;
   for (int repeat = 0; repeat < repeats; ++repeat) {
     const double seconds = busy_seconds(num_workers, [&](int worker) {
@@ -103,6 +112,26 @@ double read_bandwidth(std::size_t bytes, int num_workers, int repeats) {
       (void)used;
     });
     best = std::max(best, static_cast<double>(bytes) / seconds);
+  }
+  return best;
+}
+
+double random_line_rate(std::size_t bytes, int64_t lines, int num_workers, int repeats) {
+  const auto places = static_cast<uint64_t>(bytes / line_bytes);
+  const AlignedBytes memory = written_bytes(bytes, num_workers);
+  const auto* words = reinterpret_cast<const uint64_t*>(memory.get());
+  double best = 0;
+  for (int repeat = 0; repeat < repeats; ++repeat) {
+    const double seconds = busy_seconds(num_workers, [&](int worker) {
+      uint64_t sum = 0, random = 977 * static_cast<uint64_t>(repeat * num_workers + worker) + 1;
+      for (int64_t line = 0; line < lines; ++line) {
+        random = random * 6364136223846793005 + 1442695040888963407;  // Knuth's MMIX
+        sum += words[((random >> 32) * places >> 32) * words_per_line];
+      }
+      volatile uint64_t used = sum;  // or nothing would be read
+      (void)used;
+    });
+    best = std::max(best, static_cast<double>(lines) * num_workers / seconds);
   }
   return best;
 }

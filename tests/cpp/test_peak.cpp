@@ -46,6 +46,8 @@ int main() {
     // No multiple of the lines that a share or a round of it has.
     const double bandwidth = read_bandwidth((std::size_t{1} << 20) + 64 * 7 + 5, workers, 2);
     expect(std::isfinite(bandwidth) && bandwidth > 0, "read_bandwidth", bandwidth);
+    const double lines = random_line_rate((std::size_t{1} << 20) + 64 * 7 + 5, 1000, workers, 2);
+    expect(std::isfinite(lines) && lines > 0, "random_line_rate", lines);
   }
   std::printf(failures ? "peak: %d failures\n" : "peak: ok\n", failures);
   return failures != 0;

@@ -1,6 +1,6 @@
 // What this machine can do at best, measured: the denominators of every percentage in the benchmarks.
 //
-// Both are properties of the machine, not of this library's kernels: they use the detected instruction set, even where
+// All are properties of the machine, not of this library's kernels: they use the detected instruction set, even where
 // ANABRANCH_CPU_ISA or set_cpu_isa() has chosen a lower one for the kernels, and no code of the GEMM's loops.
 #pragma once
 
@@ -22,6 +22,12 @@ double peak_flops(bool bf16, int num_workers, double seconds);
 /// whatever is used of it, so this is the memory's rate as long as `bytes` is several times the last cache. Allocates
 /// `bytes`; throws std::bad_alloc.
 double read_bandwidth(std::size_t bytes, int num_workers, int repeats);
+
+/// Cache lines/s that `num_workers` threads together fetch from random places of `bytes` bytes on huge pages: one word
+/// of each, no address waiting for another, so that as many are under way as the cores can have. `lines` by each
+/// thread, `repeats` times; the fastest counts. This bounds every lookup in more memory than the caches hold. Allocates
+/// `bytes`, at most 2^38; throws std::bad_alloc.
+double random_line_rate(std::size_t bytes, int64_t lines, int num_workers, int repeats);
 
 /// `rounds` rounds of multiply-adds on this thread; returns the FLOPs done. One per instruction set, each in a
 /// translation unit of its own that only a machine with it may enter.

@@ -28,6 +28,20 @@ enum class IndexWork {
   erase_insert,  // a window that slides: the oldest key out, a new one in
 };
 
+/// All of them in the order that they run in: each meets the map as the one before left it.
+inline constexpr IndexWork index_works[] = {IndexWork::load,        IndexWork::find, IndexWork::find_zipf,
+                                            IndexWork::update_zipf, IndexWork::scan, IndexWork::insert_find,
+                                            IndexWork::erase_insert};
+
+/// So many operations of each tell how fast a map of so many keys is.
+inline int64_t workload_operations(IndexWork work, int64_t keys) {
+  const int64_t operations = std::max<int64_t>(20'000, keys / 5);
+  return work == IndexWork::load           ? keys
+         : work == IndexWork::scan         ? operations / 4
+         : work == IndexWork::erase_insert ? operations / 2
+                                           : operations;
+}
+
 struct IndexMeasurement {
   double operations_per_second = 0;
   double p50_ns = 0, p99_ns = 0;  // of single operations, one in sixteen timed

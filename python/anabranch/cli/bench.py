@@ -5,8 +5,11 @@ medians are compared. The limit is the larger of FLOPs over measured peak and by
 training is measured on a CPU, and in the mixers' room always, freed memory stays with the process
 (`machine.freed_memory_kept`).
 
+In the index's room contenders time themselves, from warm caches (`bench_index_rows.py`), and the table is followed by
+the bars that the room is held to.
+
 A JSON file holds one room, named by its key "room": `bench/results` has <machine>.json of the experts,
-<machine>-skip.json of the skip room and <machine>-mixers.json of the mixers.
+<machine>-skip.json of the skip room, <machine>-mixers.json of the mixers and <machine>-index.json of the index.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from typing import Any
 import torch
 
 from anabranch.cli.bench_chart import chart
+from anabranch.cli.bench_index_bars import Bar
 from anabranch.cli.bench_rooms import ROOMS
-from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, measure
-from anabranch.cli.machine import Limits, device_name, freed_memory_kept, measure_limits
+from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, Workload
+from anabranch.cli.bench_tables import bar_lines
+from anabranch.cli.machine import Limits, device_name, freed_memory_kept, measure_limits, measure_lines
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int64": torch.int64}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Settings:
     svg: Path | None
 
     def dtypes_of(self, mode: str) -> list[str]:
+        if (only := ROOMS[self.room].dtype) is not None:
+            return [only]
         if mode in ROOMS[self.room].float_modes:
             return ["float32"]
         if self.dtypes is not None:
@@ -76,11 +83,14 @@ def run(settings: Settings) -> int:
         for row in _rows(settings, shape, device, limits):
             print(room.format_row(row), flush=True)
             rows.append(row)
+        bars = room.bars(rows)
+        for line in bar_lines(bars):
+            print(line, flush=True)
         # Far from the first ones, another program was at work during the run and the percentages are worth little.
         after = _limits(settings, device, "limits after")
     finally:
         torch.set_num_threads(before)
-    _write(settings, shape, device, {"limits": limits, "limits_after": after}, rows)
+    _write(settings, shape, device, {"limits": limits, "limits_after": after}, rows, bars)
     return 0
 
 
@@ -95,11 +105,15 @@ def _limits(settings: Settings, device: torch.device, label: str) -> dict[tuple[
         float_peak = None
         if ROOMS[settings.room].float_peak:
             float_peak = (found.get("float32") or measure_limits(torch.float32, device)).peak
+        lines = measure_lines(device) if ROOMS[settings.room].lines else None
         for dtype, of_dtype in found.items():
-            limits[dtype, threads] = Limits(of_dtype.peak, bandwidth, float_peak)
-        peaks = ", ".join(f"{dtype} {of_dtype.peak / 1e9:.0f} GFLOP/s" for dtype, of_dtype in found.items())
+            limits[dtype, threads] = Limits(of_dtype.peak, bandwidth, float_peak, lines)
+        parts = [f"{dtype} {one.peak / 1e9:.0f} GFLOP/s" for dtype, one in found.items() if dtype != "int64"]
+        parts.append(f"{bandwidth / 1e9:.1f} GB/s")
+        if lines is not None:
+            parts.append(f"{lines / 1e6:.0f} million random lines/s")
         on = f"{threads} threads" if device.type == "cpu" else "GPU"
-        print(f"{label}, {on}: {peaks}, {bandwidth / 1e9:.1f} GB/s", flush=True)
+        print(f"{label}, {on}: {', '.join(parts)}", flush=True)
     return limits
 
 
@@ -111,17 +125,20 @@ def _rows(settings: Settings, shape: Any, device: torch.device, limits: dict[tup
         if not modes:
             continue
         loaded = room.load(shape, DTYPES[dtype], device)
+        workload: Workload | None = None
         for mode in modes:
             trains = mode in room.with_gradients
             keeps = device.type == "cpu" and (trains or room.memory_kept)
             with freed_memory_kept() if keeps else contextlib.nullcontext():
-                for threads, tokens in itertools.product(settings.threads, settings.tokens_of(mode)):
+                all_threads = settings.threads[:1] if mode in room.one_thread else settings.threads
+                for threads, tokens in itertools.product(all_threads, settings.tokens_of(mode)):
                     torch.set_num_threads(threads)
                     for workload in loaded.workloads(mode, tokens):
                         for name in settings.without:
                             workload.contenders.pop(name, None)
                         with torch.set_grad_enabled(trains):
-                            row = measure(workload, dtype, threads, limits[dtype, threads], stopwatch, settings.repeats)
+                            of_machine = limits[dtype, threads]
+                            row = room.measure(workload, dtype, threads, of_machine, stopwatch, settings.repeats)
                         yield row
         del loaded, workload
         gc.collect()  # gigabytes, before the next dtype's
@@ -133,6 +150,7 @@ def _write(
     device: torch.device,
     limits: dict[str, dict[tuple[str, int], Limits]],
     rows: list[Row],
+    bars: list[Bar],
 ) -> None:
     title = f"{device_name(device)}, torch {torch.__version__}"
     if settings.json is not None:
@@ -159,7 +177,8 @@ def _write(
                 }
                 for row in rows
             ],
+            **({"bars": [{**dataclasses.asdict(bar), "holds": bar.holds} for bar in bars]} if bars else {}),
         }
         settings.json.write_text(json.dumps(record, indent=1) + "\n")
     if settings.svg is not None:
-        settings.svg.write_text(chart(title, rows, ROOMS[settings.room].peers))
+        settings.svg.write_text(chart(title, rows, ROOMS[settings.room].peers, ROOMS[settings.room].unit))

@@ -23,11 +23,16 @@ _MARKS = {
     "grouped": ("circle", "#2e8b57"),
     "compiled": ("square", "#b5403a"),
     "apart": ("diamond", "#7a4fb5"),
+    "std::map": ("square", "#b5403a"),
+    "numpy": ("square", "#b5403a"),
+    "sortedcontainers": ("diamond", "#7a4fb5"),
+    "BTrees": ("line", "#1b3f66"),
+    "dict": ("circle", "#2e8b57"),
 }
 _NAMES = {"int8": "int8, of its own limit"}
 
 
-def chart(title: str, rows: Sequence[Row], peers: Sequence[str] = tuple(_MARKS)) -> str:
+def chart(title: str, rows: Sequence[Row], peers: Sequence[str] = tuple(_MARKS), unit: str = "tokens") -> str:
     """An SVG: a bar per row for our preferred variant and a mark per other one, at limit / time in percent.
 
     Rows are grouped by workload, dtype and threads; those where nothing runs have no limit and are left out. The axis
@@ -42,7 +47,7 @@ def chart(title: str, rows: Sequence[Row], peers: Sequence[str] = tuple(_MARKS))
     body, y = [], float(_TOP)
     for (workload, dtype, threads), group in groupby(rows, key=lambda row: (row.workload, row.dtype, row.threads)):
         of_group = list(group)
-        on = f", {threads} thread{'s' if threads > 1 else ''}" if "packed" in row_names(rows) else ""
+        on = f", {threads} thread{'s' if threads > 1 else ''}" if row_names(rows) & {"packed", "index"} else ""
         body.append(_text(_LEFT, y + 20, f"{workload}, {dtype}{on}", "start", "bold"))
         y += _GROUP - 6
         for row in of_group:
@@ -61,7 +66,7 @@ def chart(title: str, rows: Sequence[Row], peers: Sequence[str] = tuple(_MARKS))
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height:.0f}" width="{_WIDTH}" '
             f'height="{height:.0f}" font-family="system-ui, sans-serif" font-size="12" fill="{_INK}">',
             f'<rect width="{_WIDTH}" height="{height:.0f}" fill="white"/>',
-            _text(16, 22, "Percent of the machine's limit, by number of tokens", "start", "bold", 15),
+            _text(16, 22, f"Percent of the machine's limit, by number of {unit}", "start", "bold", 15),
             _text(16, 40, title, "start"),
             *_legend(row_names(rows), peers),
             *grid,

@@ -10,8 +10,11 @@ import torch
 
 from anabranch.cli import bench_tables as tables
 from anabranch.cli.bench_experts import Experts, Shape
+from anabranch.cli.bench_index import Index, IndexShape
+from anabranch.cli.bench_index_bars import Bar, index_bars
+from anabranch.cli.bench_index_rows import measure_rates
 from anabranch.cli.bench_mixers import Mixers, MixersShape
-from anabranch.cli.bench_rows import Row, Workload
+from anabranch.cli.bench_rows import Row, Workload, measure
 from anabranch.cli.bench_skip import Skip, SkipShape
 
 _Tokens = dict[str, list[int]]
@@ -40,6 +43,13 @@ class Room:
         memory_kept: keep it in all modes: outputs as large as the inputs are most of what these do.
         float_modes: modes that are float32 whatever is asked for.
         float_peak: whether workloads have arithmetic in float32 beside that of their dtype.
+        dtype: the one dtype of all modes, whatever is asked for; None where there is a choice.
+        lines: whether workloads fetch cache lines from random places.
+        one_thread: modes that are measured with the first number of threads alone.
+        measure: makes a row of a workload, as `bench_rows.measure`.
+        bars: what the rows as a whole are held to.
+        repeats, quick_repeats: where nothing else is asked for.
+        unit: of what `tokens` counts.
     """
 
     name: str
@@ -56,6 +66,14 @@ class Room:
     memory_kept: bool = False
     float_modes: Sequence[str] = ()
     float_peak: bool = False
+    dtype: str | None = None
+    lines: bool = False
+    one_thread: Sequence[str] = ()
+    measure: Callable[..., Row] = measure
+    bars: Callable[[Sequence[Row]], list[Bar]] = lambda rows: []
+    repeats: int = 5
+    quick_repeats: int = 5
+    unit: str = "tokens"
 
 
 _SKIP_TOKENS: _Tokens = {
@@ -72,6 +90,13 @@ _MIXERS_TOKENS: _Tokens = {
     "training": [2048],
     "matrix_training": [8192],
     "model": [2048],
+}
+
+_INDEX_KEYS: _Tokens = {
+    "operations": [1_000_000, 10_000_000],
+    "keys": [10_000_000],
+    "batches": [1_000_000, 10_000_000],
+    "mapping": [1_000_000],
 }
 
 ROOMS = {
@@ -130,5 +155,31 @@ ROOMS = {
         memory_kept=True,
         float_modes=("matrix", "matrix_training", "model"),
         float_peak=True,
+    ),
+    "index": Room(
+        "index",
+        ("operations", "keys", "batches", "mapping"),
+        IndexShape(),
+        IndexShape(calls=50_000),
+        Index,
+        tables.index_header,
+        tables.index_row,
+        {
+            "cpu": _INDEX_KEYS,
+            "cuda": {mode: keys if mode == "batches" else [] for mode, keys in _INDEX_KEYS.items()},
+            "quick": {mode: [1_000_000] for mode in _INDEX_KEYS},
+        },
+        (),
+        ("std::map", "torch", "numpy", "sortedcontainers", "BTrees", "dict"),
+        (),
+        memory_kept=True,
+        dtype="int64",
+        lines=True,
+        one_thread=("keys", "mapping"),
+        measure=measure_rates,
+        bars=index_bars,
+        repeats=3,
+        quick_repeats=1,
+        unit="keys",
     ),
 }

@@ -14,6 +14,8 @@ from anabranch.cli.machine import Limits, last_cache_bytes
 
 Contenders = dict[str, Callable[[], object]]
 
+# Ours that rows are about, the preferred one first.
+OURS = ("packed", "unpacked", "step", "index", "ops")
 _GRAPH_TOKENS = 512  # up to here a GPU waits for launches, not for kernels
 
 
@@ -43,6 +45,7 @@ class Workload:
         calls: how often a contender does its work in one call, for work too short to be timed alone.
         float_flops: arithmetic that is float32 whatever the dtype, besides `flops`.
         target: what our time is held to, if anything.
+        lines: cache lines that come from random places.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Workload:
     calls: int = 1
     float_flops: int = 0
     target: Target | None = None
+    lines: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Row:
     @property
     def ours(self) -> str:
         """Name of our variant that ratios and limits are of: packed weights where there are any, never int8."""
-        return next(name for name in ("packed", "unpacked", "step") if name in self.medians_ms)
+        return next(name for name in OURS if name in self.medians_ms)
 
     @property
     def reached(self) -> float | None:

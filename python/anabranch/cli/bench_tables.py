@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from anabranch.cli.bench_index_bars import Bar
+from anabranch.cli.bench_index_rows import IndexRow
 from anabranch.cli.bench_rows import Row
 
 
@@ -76,6 +80,45 @@ def mixers_row(row: Row) -> str:
         f"{_number(ours / row.limit_ms):>9}   {held:<10} {_number(reached):>6} "
         f"{_number(must):>6} {_number(goal):>5} {verdict:<6}"
     )
+
+
+_INDEX_PEERS = (("std::map", 10), ("torch", 7), ("numpy", 7), ("sortedcontainers", 18), ("BTrees", 8), ("dict", 6))
+
+
+def index_header() -> str:
+    peers = " ".join(f"{'x ' + name:>{width}}" for name, width in _INDEX_PEERS)
+    return (
+        f"{'workload':<22} {'thr':>3} {'keys':>9}   {'million/s':>9} {'spread':>6} {'ops':>7} {'p99 us':>7} "
+        f"{'B/key':>6}   {peers}   {'limit':>7} {'% of limit':>10}"
+    )
+
+
+def index_row(row: Row) -> str:
+    """One line: ours in million keys a second, that of the ops on tensors, p99 of one operation, memory, ours over the
+    peers', and the limit in million keys a second."""
+    assert isinstance(row, IndexRow)
+    ours = row.ours
+    p99 = row.p99_ns.get(ours)
+    peers = " ".join(f"{_number(row.ratio(name)):>{width}}" for name, width in _INDEX_PEERS)
+    return (
+        f"{row.workload:<22} {row.threads:>3} {row.tokens:>9}   {row.millions(ours):>9.3f} {row.spreads[ours]:>6.0%} "
+        f"{_number(row.millions('ops') if 'ops' in row.medians_ms else None):>7} "
+        f"{_number(None if p99 is None else 1e-3 * p99):>7} {_number(row.bytes_per_key.get(ours)):>6}   {peers}   "
+        f"{_number(1e3 / row.limit_ms):>7} {row.limit_ms / row.medians_ms[ours]:>10.1%}"
+    )
+
+
+def bar_lines(bars: Sequence[Bar]) -> list[str]:
+    """A table of bars, with what is missed named so; nothing without bars."""
+    if not bars:
+        return []
+    lines = [f"{'held to':<50} {'is':>9}    {'must':>7} {'goal':>7}"]
+    for bar in bars:
+        sign, verdict = ">=" if bar.at_least else "<=", "ok" if bar.holds else "MISSED"
+        lines.append(
+            f"{bar.what:<50} {_number(bar.value):>9} {sign} {_number(bar.must):>7} {_number(bar.goal):>7} {verdict}"
+        )
+    return lines
 
 
 def _number(value: float | None) -> str:

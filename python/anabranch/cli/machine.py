@@ -14,6 +14,7 @@ import torch
 from anabranch.core.library import ops
 
 _PEAK_SECONDS, _READ_REPEATS = 0.3, 20
+_LINES, _LINE_REPEATS = 2_000_000, 5
 _MEGABYTE = 1 << 20
 
 
@@ -23,34 +24,52 @@ class Limits:
 
     Attributes:
         float_peak: FLOPs per second of float32; None: those of the dtype.
+        lines: cache lines per second from random places; None where that was not measured.
     """
 
     peak: float
     bandwidth: float
     float_peak: float | None = None
+    lines: float | None = None
 
-    def milliseconds(self, flops: float, nbytes: float, float_flops: float = 0) -> float:
+    def milliseconds(self, flops: float, nbytes: float, float_flops: float = 0, lines: float = 0) -> float:
         """The least time for this much work: the slower of arithmetic and memory, perfectly overlapped.
 
         Args:
             float_flops: those in float32, which are done after or before the others.
+            lines: cache lines from random places.
         """
         arithmetic = flops / self.peak + float_flops / (self.float_peak or self.peak)
-        return 1e3 * max(arithmetic, nbytes / self.bandwidth)
+        return 1e3 * max(arithmetic, nbytes / self.bandwidth, lines / self.lines if self.lines else 0.0)
 
 
 def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:
-    """Limits of the device; of a CPU those of as many threads as torch uses now.
+    """Limits of the device; of a CPU those of as many threads as torch uses now. Integers have float32's peak.
 
     CPU: multiply-adds between registers and a streaming read (`include/anabranch/core/peak.hpp` says how), no product
     of ours. GPU: torch's own product of two matrices of 8192 x 8192, because only tensor cores reach the peak, and
     bytes read plus written by a copy of 1 GB.
     """
+    dtype = dtype if dtype.is_floating_point else torch.float32
     if device.type == "cuda":
         return Limits(_matmul_flops(dtype, device), _copy_bandwidth(device))
     size = max(512 * _MEGABYTE, 4 * last_cache_bytes())
     peak = ops.peak_flops(dtype in (torch.bfloat16, torch.float16), _PEAK_SECONDS)
     return Limits(peak, ops.read_bandwidth(size, _READ_REPEATS))
+
+
+def measure_lines(device: torch.device) -> float:
+    """Cache lines per second from random places in a gigabyte, or in four times the last cache.
+
+    CPU: as many as the cores can have under way (`random_line_rate` in `include/anabranch/core/peak.hpp`). GPU: torch's
+    own gather of rows of 64 bytes.
+    """
+    size = max(1024 * _MEGABYTE, 4 * last_cache_bytes())
+    if device.type == "cpu":
+        return ops.random_line_rate(size, _LINES, _LINE_REPEATS)
+    rows = torch.zeros(size // 64, 16, dtype=torch.int32, device=device)
+    chosen = torch.randint(len(rows), (8 * _LINES,), device=device)
+    return len(chosen) / _cuda_seconds(lambda: rows.index_select(0, chosen), device, 10)
 
 
 @contextlib.contextmanager

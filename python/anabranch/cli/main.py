@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     bench.add_argument(
         "room",
         nargs="?",
-        choices=["experts", "skip", "mixers"],
+        choices=["experts", "skip", "mixers", "index"],
         default="experts",
         help="whose kernels (default experts)",
     )
@@ -43,14 +43,15 @@ def main(arguments: list[str]) -> int:
         "--mode",
         nargs="+",
         help="experts: forward, variable_k, training; skip: forward, skipped, width, lowrank, training; "
-        "mixers: forward, matrix, training, matrix_training, model; default: all",
+        "mixers: forward, matrix, training, matrix_training, model; index: operations, keys, batches, mapping; "
+        "default: all",
     )
     bench.add_argument(
         "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16; on the CPU often float32 too"
     )
-    bench.add_argument("--tokens", nargs="+", type=int, help="default: several numbers for each mode")
+    bench.add_argument("--tokens", nargs="+", type=int, help="default: several numbers for each mode; of index: keys")
     bench.add_argument("--threads", nargs="+", type=int, help="default: one, then all; on a GPU as torch has them")
-    bench.add_argument("--repeats", type=int, default=5)
+    bench.add_argument("--repeats", type=int, help="default 5; of index 3, with --quick 1")
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     bench.add_argument("--quick", action="store_true", help="a small shape, in seconds")
     bench.add_argument("--without", nargs="+", default=[], help="contenders to leave out, like compiled of mixers")
@@ -92,9 +93,11 @@ def _demo_skip(options: argparse.Namespace) -> int:
 
 
 def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    if min([*(options.tokens or []), *(options.threads or []), options.repeats]) < 1:
+    if min([*(options.tokens or []), *(options.threads or []), 1 if options.repeats is None else options.repeats]) < 1:
         parser.error("--tokens, --threads and --repeats must be at least 1")
-    if kept := {"packed", "unpacked", "step"}.intersection(options.without):
+    from anabranch.cli.bench_rows import OURS
+
+    if kept := set(OURS).intersection(options.without):
         parser.error(f"--without: {min(kept)} is ours, must be a peer; name another")
     if options.device == "cuda" and not (anabranch.has_cuda_kernels and torch.cuda.is_available()):
         parser.error("--device is cuda, must be cpu: there is no GPU, or this build has no CUDA kernels")
@@ -104,7 +107,8 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from anabranch.cli.bench import Settings, run
     from anabranch.cli.bench_rooms import ROOMS
 
-    modes = ROOMS[options.room].modes
+    room = ROOMS[options.room]
+    modes, default_repeats = room.modes, room.quick_repeats if options.quick else room.repeats
     for mode in options.mode or ():
         if mode not in modes:
             parser.error(f"argument --mode: invalid choice: {mode!r} (bench {options.room} has {', '.join(modes)})")
@@ -118,7 +122,7 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             dtypes=options.dtype,
             tokens=options.tokens,
             threads=options.threads or default_threads,
-            repeats=options.repeats,
+            repeats=default_repeats if options.repeats is None else options.repeats,
             quick=options.quick,
             without=options.without,
             json=options.json,

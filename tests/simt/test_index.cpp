@@ -1,0 +1,131 @@
+// The index's kernels on the harness, against the CPU index on the same memory and against std::map.
+#include <limits>
+#include <map>
+
+#include "anabranch/index/find.cuh"
+#include "anabranch/index/functions.hpp"
+#include "guarded.hpp"
+
+using namespace anabranch;
+using simt::for_each_schedule;
+
+namespace {
+
+constexpr int64_t kLeast = std::numeric_limits<int64_t>::min(), kGreatest = std::numeric_limits<int64_t>::max();
+
+using Words = std::vector<int64_t>;
+
+/// An empty index that both sides work on.
+template <int key_words>
+struct Index {
+  explicit Index(int64_t capacity)
+      : control(Words(IndexControl::words, 0), 0), nodes(Words(capacity * index_node_words, 0)), capacity(capacity) {
+    cpu().format(key_words, capacity);
+  }
+  IndexArena cpu() { return {control.data(), nodes.data()}; }
+  IndexArrays cuda() { return {control.data(), nodes.data(), capacity}; }
+  void validate() {
+    const std::string problem = validate_index(cpu(), key_words);
+    expect(problem.empty(), problem.c_str());
+  }
+
+  Guarded<int64_t> control, nodes;
+  int64_t capacity;
+};
+
+/// One key as the tests name it: its number, spread over the words so that both matter.
+template <int key_words>
+std::vector<int64_t> words_of(const Words& numbers) {
+  if constexpr (key_words == 1) return numbers;
+  Words words;
+  for (const int64_t number : numbers) {
+    const bool end = number == kLeast || number == kGreatest;
+    words.push_back(end ? number : number >> 2);
+    words.push_back(end ? number : (number & 3) * (kGreatest / 2) - kGreatest);
+  }
+  return words;
+}
+
+Words random_numbers(int64_t n, int64_t spread, std::mt19937_64& random) {
+  Words numbers;
+  for (int64_t i = 0; i < n; ++i)
+    numbers.push_back(static_cast<int64_t>(random() % (2 * static_cast<uint64_t>(spread))) - spread);
+  return numbers;
+}
+
+template <int key_words>
+void check_queries(Index<key_words>& index, const Words& numbers) {
+  const IndexFunctions& cpu = index_functions(key_words);
+  const auto n = static_cast<int64_t>(numbers.size());
+  Guarded<int64_t> keys(words_of<key_words>(numbers)), values(n), found_keys(n * key_words);
+  Guarded<bool> found(n);
+  Words values_cpu(n), found_keys_cpu(n * key_words);
+  Guarded<bool> found_cpu(n);
+  index_find_cuda<key_words>(index.cuda(), n, keys.data(), values.data(), found.data(), nullptr);
+  cpu.find_batch(index.cpu(), n, keys.data(), values_cpu.data(), found_cpu.data());
+  expect(values.values() == values_cpu && found.values() == found_cpu.values(), "find");
+
+  index_lower_bound_cuda<key_words>(index.cuda(), n, keys.data(), found_keys.data(), values.data(), found.data(),
+                                    nullptr);
+  cpu.lower_bound_batch(index.cpu(), n, keys.data(), found_keys_cpu.data(), values_cpu.data(), found_cpu.data());
+  expect(values.values() == values_cpu && found.values() == found_cpu.values() && found_keys.values() == found_keys_cpu,
+         "lower_bound");
+
+  // Ranges from each number to the one some places on: long, short, and with their ends the wrong way round.
+  Words others = numbers;
+  std::rotate(others.begin(), others.begin() + n / 3, others.end());
+  if (n > 0) others[n / 2] = numbers[n / 2];
+  Guarded<int64_t> last(words_of<key_words>(others)), counts(n);
+  Words counts_cpu(n);
+  index_range_count_cuda<key_words>(index.cuda(), n, keys.data(), last.data(), counts.data(), nullptr);
+  cpu.range_count_batch(index.cpu(), n, keys.data(), last.data(), counts_cpu.data());
+  expect(counts.values() == counts_cpu, "range_count");
+
+  Words keys_cpu, entries_cpu, offsets_cpu{0};
+  for (int64_t i = 0; i < n; ++i) {
+    Words some(counts_cpu[i] * key_words), some_values(counts_cpu[i]);
+    cpu.range(index.cpu(), keys.data() + i * key_words, last.data() + i * key_words, counts_cpu[i] + 1, some.data(),
+              some_values.data());
+    keys_cpu.insert(keys_cpu.end(), some.begin(), some.end());
+    entries_cpu.insert(entries_cpu.end(), some_values.begin(), some_values.end());
+    offsets_cpu.push_back(offsets_cpu.back() + counts_cpu[i]);
+  }
+  const int64_t total = offsets_cpu.back();
+  for (const int64_t capacity : {total, total / 2, int64_t{0}}) {
+    Guarded<int64_t> offsets(n + 1), gathered(capacity * key_words), entries(capacity);
+    Guarded<int64_t> scratch(index_gather_scratch(n));
+    index_gather_cuda<key_words>(index.cuda(), n, keys.data(), last.data(), capacity, offsets.data(), gathered.data(),
+                                 entries.data(), scratch.data(), nullptr);
+    expect(offsets.values() == offsets_cpu, "gather: offsets");
+    expect(gathered.values() == Words(keys_cpu.begin(), keys_cpu.begin() + capacity * key_words), "gather: keys");
+    expect(entries.values() == Words(entries_cpu.begin(), entries_cpu.begin() + capacity), "gather: values");
+  }
+}
+
+template <int key_words>
+void check_queries_of_cpu_index(int64_t n, std::mt19937_64& random) {
+  Index<key_words> index(n / 10 + 8);
+  const int64_t spread = n + 5;
+  Words numbers = random_numbers(n, spread, random);
+  if (n > 3) numbers[0] = kLeast, numbers[2] = kGreatest;
+  const Words keys = words_of<key_words>(numbers), values = random_numbers(n, kGreatest / 4, random);
+  std::vector<IndexStatus> status(n);
+  index_functions(key_words).insert_batch(index.cpu(), n, keys.data(), values.data(), false, status.data());
+  index.validate();
+  Words queries = random_numbers(37, spread + 3, random);
+  queries.insert(queries.end(), {kLeast, kGreatest, kLeast + 1, kGreatest - 1, 0, spread, kLeast});
+  check_queries(index, queries);
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937_64 random(7);
+  for_each_schedule([&] {
+    for (const int64_t n : {0, 1, 59, 61, 700, 6000}) {
+      check_queries_of_cpu_index<1>(n, random);
+      check_queries_of_cpu_index<2>(n, random);
+    }
+  });
+  std::puts("index: ok");
+}

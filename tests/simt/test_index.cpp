@@ -1,57 +1,8 @@
-// The index's kernels on the harness, against the CPU index on the same memory and against std::map.
-#include <limits>
-#include <map>
-
+// The index's queries on the harness, against the CPU's on the same memory.
 #include "anabranch/index/find.cuh"
-#include "anabranch/index/functions.hpp"
-#include "guarded.hpp"
-
-using namespace anabranch;
-using simt::for_each_schedule;
+#include "index_case.hpp"
 
 namespace {
-
-constexpr int64_t kLeast = std::numeric_limits<int64_t>::min(), kGreatest = std::numeric_limits<int64_t>::max();
-
-using Words = std::vector<int64_t>;
-
-/// An empty index that both sides work on.
-template <int key_words>
-struct Index {
-  explicit Index(int64_t capacity)
-      : control(Words(IndexControl::words, 0), 0), nodes(Words(capacity * index_node_words, 0)), capacity(capacity) {
-    cpu().format(key_words, capacity);
-  }
-  IndexArena cpu() { return {control.data(), nodes.data()}; }
-  IndexArrays cuda() { return {control.data(), nodes.data(), capacity}; }
-  void validate() {
-    const std::string problem = validate_index(cpu(), key_words);
-    expect(problem.empty(), problem.c_str());
-  }
-
-  Guarded<int64_t> control, nodes;
-  int64_t capacity;
-};
-
-/// One key as the tests name it: its number, spread over the words so that both matter.
-template <int key_words>
-std::vector<int64_t> words_of(const Words& numbers) {
-  if constexpr (key_words == 1) return numbers;
-  Words words;
-  for (const int64_t number : numbers) {
-    const bool end = number == kLeast || number == kGreatest;
-    words.push_back(end ? number : number >> 2);
-    words.push_back(end ? number : (number & 3) * (kGreatest / 2) - kGreatest);
-  }
-  return words;
-}
-
-Words random_numbers(int64_t n, int64_t spread, std::mt19937_64& random) {
-  Words numbers;
-  for (int64_t i = 0; i < n; ++i)
-    numbers.push_back(static_cast<int64_t>(random() % (2 * static_cast<uint64_t>(spread))) - spread);
-  return numbers;
-}
 
 template <int key_words>
 void check_queries(Index<key_words>& index, const Words& numbers) {
@@ -121,7 +72,7 @@ void check_queries_of_cpu_index(int64_t n, std::mt19937_64& random) {
 
 int main() {
   std::mt19937_64 random(7);
-  for_each_schedule([&] {
+  simt::for_each_schedule([&] {
     for (const int64_t n : {0, 1, 59, 61, 700, 6000}) {
       check_queries_of_cpu_index<1>(n, random);
       check_queries_of_cpu_index<2>(n, random);

@@ -68,10 +68,25 @@ void check_queries_of_cpu_index(int64_t n, std::mt19937_64& random) {
   check_queries(index, queries);
 }
 
+/// More queries than the grid has groups: each takes several.
+void check_turns() {
+  Index<1> index(4);
+  const int64_t key = 5, n = detail::kIndexBlocks * detail::kIndexThreads / detail::kIndexLanes + 9;
+  index_functions(1).insert(index.cpu(), &key, 50, false);
+  Words numbers(n, 4);
+  numbers[n - 3] = key;
+  Guarded<int64_t> keys(numbers), values(n);
+  Guarded<bool> found(n);
+  index_find_cuda<1>(index.cuda(), n, keys.data(), values.data(), found.data(), nullptr);
+  for (int64_t i = 0; i < n; ++i)
+    expect(found.data()[i] == (i == n - 3) && values.data()[i] == (i == n - 3 ? 50 : 0), "find in several turns");
+}
+
 }  // namespace
 
 int main() {
   std::mt19937_64 random(7);
+  check_turns();
   simt::for_each_schedule([&] {
     for (const int64_t n : {0, 1, 59, 61, 700, 6000}) {
       check_queries_of_cpu_index<1>(n, random);

@@ -31,7 +31,11 @@ struct Pattern {
   bool shuffled;
 };
 
-constexpr int64_t n = 200000;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int64_t n = 30000, slides_per_window = 4;
+#else
+constexpr int64_t n = 200000, slides_per_window = 20;
+#endif
 constexpr Pattern patterns[] = {
     {"random keys", [](int64_t) { return random_word(); }, false},
     {"odd keys", [](int64_t i) { return 2 * i + 1; }, true},
@@ -79,7 +83,7 @@ void check_patterns() {
 
 /// A window of fixed size slides over keys in order, in any order, and descending: its memory stays what it was.
 void check_windows() {
-  constexpr int64_t window = 5000, slides = 20 * window;
+  constexpr int64_t window = 5000, slides = slides_per_window * window;
   std::vector<int64_t> random(slides);
   for (int64_t& key : random) key = random_word();
   for (const int order : {-1, 0, 1}) {

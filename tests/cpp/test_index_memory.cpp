@@ -32,9 +32,9 @@ struct Pattern {
 };
 
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-constexpr int64_t n = 30000, slides_per_window = 4;
+constexpr int64_t n = 10000, slides_per_window = 4, sizes = 2;
 #else
-constexpr int64_t n = 200000, slides_per_window = 20;
+constexpr int64_t n = 200000, slides_per_window = 20, sizes = 9;
 #endif
 constexpr Pattern patterns[] = {
     {"random keys", [](int64_t) { return random_word(); }, false},
@@ -116,7 +116,7 @@ bool is_full(F&& f) {
 /// Small arenas, filled one by one: the insert that finds no memory changes nothing, and keys that are there can still
 /// be assigned and erased.
 void check_full() {
-  for (int64_t max_nodes = 3; max_nodes < 400; max_nodes += 1 + max_nodes / 9) {
+  for (int64_t max_nodes = 3; max_nodes < 400; max_nodes += 1 + max_nodes / sizes) {
     for (const bool ascending : {false, true}) {
       context = "an arena of " + std::to_string(max_nodes) + " nodes";
       Index index(max_nodes);

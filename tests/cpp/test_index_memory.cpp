@@ -31,7 +31,11 @@ struct Pattern {
   bool shuffled;
 };
 
-constexpr int64_t n = 200000;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int64_t n = 10000, slides_per_window = 4, sizes = 2;
+#else
+constexpr int64_t n = 200000, slides_per_window = 20, sizes = 9;
+#endif
 constexpr Pattern patterns[] = {
     {"random keys", [](int64_t) { return random_word(); }, false},
     {"odd keys", [](int64_t i) { return 2 * i + 1; }, true},
@@ -79,7 +83,7 @@ void check_patterns() {
 
 /// A window of fixed size slides over keys in order, in any order, and descending: its memory stays what it was.
 void check_windows() {
-  constexpr int64_t window = 5000, slides = 20 * window;
+  constexpr int64_t window = 5000, slides = slides_per_window * window;
   std::vector<int64_t> random(slides);
   for (int64_t& key : random) key = random_word();
   for (const int order : {-1, 0, 1}) {
@@ -112,7 +116,7 @@ bool is_full(F&& f) {
 /// Small arenas, filled one by one: the insert that finds no memory changes nothing, and keys that are there can still
 /// be assigned and erased.
 void check_full() {
-  for (int64_t max_nodes = 3; max_nodes < 400; max_nodes += 1 + max_nodes / 9) {
+  for (int64_t max_nodes = 3; max_nodes < 400; max_nodes += 1 + max_nodes / sizes) {
     for (const bool ascending : {false, true}) {
       context = "an arena of " + std::to_string(max_nodes) + " nodes";
       Index index(max_nodes);

@@ -42,6 +42,7 @@ struct IndexArena {
     while (static_cast<uint32_t>(seen) != 0) {
       // The node may be taken by another meanwhile; what is read here is then thrown away with the exchange that fails.
       const uint32_t below = index_detail::read(next_of(static_cast<uint32_t>(seen)));
+      ANABRANCH_INDEX_YIELD(taking);
       const uint64_t then = (((seen >> 32) + 1) << 32) | below;
       if (__atomic_compare_exchange_n(head, &seen, then, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         return static_cast<uint32_t>(seen);

@@ -67,6 +67,7 @@ struct BulkLoader {
 
   static BulkLoad fill(const Tree& tree, int64_t n, const int64_t* keys, const int64_t* values) {
     const Node root = tree.node(index_root);
+    if (n == 0) return BulkLoad::done;  // keys and values may be null
     if (n <= Layout::leaf_capacity) {
       write_leaf(root, 0, n, keys, values);
       return BulkLoad::done;

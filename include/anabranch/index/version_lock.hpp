@@ -24,7 +24,7 @@
 
 /// Tests define it before they include the index, to let other threads come in between. The points: a version was seen
 /// (entered) and is about to be compared (unchanged), a lock is about to be taken (locking), was taken (locked) and is
-/// about to be released (unlocking), entries are about to be moved (moving).
+/// about to be released (unlocking), entries are about to be moved (moving), a free node to be taken (taking).
 #if !defined(ANABRANCH_INDEX_YIELD)
 #define ANABRANCH_INDEX_YIELD(point)
 #endif

@@ -66,13 +66,14 @@ struct Scan {
     };
     while (true) {
       Place at;
-      tree.read_leaf(first, [&](const Node& leaf, uint64_t version) {
+      const bool seen = tree.read_leaf(first, [&](const Node& leaf, uint64_t version) {
         at = {leaf, version};
         look(leaf);
       });
+      if (!seen) return;
       // From here on sideways, as long as nobody has changed the leaf that was left.
       while (true) {
-        if (!keep() || next == 0 || last < border) return;
+        if (!keep() || next == 0 || last < border || !(first < border)) return;
         first = border;
         if (!tree.exists(next)) break;
         const Node right = tree.node(next);

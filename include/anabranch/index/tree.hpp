@@ -25,6 +25,12 @@ enum class ReadMode { optimistic, shared };
 
 inline constexpr int optimistic_attempts = 16;
 
+/// Nodes on an optimistic way down: the levels, and some that no parent names yet.
+inline constexpr int optimistic_steps = 4 * index_max_levels;
+
+/// Writers begin again when others were in their way, far less often than this: only damaged links lead nowhere for ever.
+inline constexpr int64_t writer_attempts = int64_t{1} << 20;
+
 /// What a writer's step came to.
 enum class Outcome { yes, no, again, full };
 
@@ -65,7 +71,12 @@ struct Tree {
     if constexpr (mode == ReadMode::shared) {
       Node at = node(index_root);
       VersionLock::lock_shared(at.lock());
-      while (const uint32_t next = toward(at, key)) {
+      int64_t steps = 0;
+      for (uint32_t next; (next = toward(at, key)) != 0;) {
+        if (!exists(next) || next == at.id || ++steps > arena.capacity() + index_max_levels) {
+          VersionLock::unlock_shared(at.lock());
+          return false;
+        }
         step(at, next);
         const Node below = node(next);
         VersionLock::lock_shared(below.lock());
@@ -77,8 +88,9 @@ struct Tree {
       return true;
     } else {
       Place at = enter(node(index_root));
+      int steps = 0;
       while (const uint32_t next = toward(at.node, key)) {
-        if (!exists(next)) return false;
+        if (!exists(next) || ++steps > optimistic_steps) return false;
         const Node below = node(next);
         below.prefetch(at.node.level() - 1);
         step(at.node, next);
@@ -91,34 +103,36 @@ struct Tree {
     }
   }
 
-  /// Calls visit(leaf, version) until it has seen the leaf for `key` in one piece; the last call counts.
+  /// Calls visit(leaf, version) until it has seen the leaf for `key` in one piece; the last call counts. false only where
+  /// links are damaged.
   template <class Visit, class Step>
-  [[gnu::always_inline]] void read_leaf(const Key& key, Visit&& visit, Step&& step) const {
+  [[gnu::always_inline]] bool read_leaf(const Key& key, Visit&& visit, Step&& step) const {
     for (int attempt = 0; attempt < optimistic_attempts; ++attempt) {
-      if (try_read<ReadMode::optimistic>(key, visit, step)) return;
+      if (try_read<ReadMode::optimistic>(key, visit, step)) return true;
     }
-    read_leaf_locked(key, visit, step);
+    return read_leaf_locked(key, visit, step);
   }
 
   template <class Visit>
-  [[gnu::always_inline]] void read_leaf(const Key& key, Visit&& visit) const {
-    read_leaf(key, visit, [](const Node&, uint32_t) {});
+  [[gnu::always_inline]] bool read_leaf(const Key& key, Visit&& visit) const {
+    return read_leaf(key, visit, [](const Node&, uint32_t) {});
   }
 
   template <class Visit, class Step>
-  [[gnu::noinline]] void read_leaf_locked(const Key& key, Visit& visit, Step& step) const {
+  [[gnu::noinline]] bool read_leaf_locked(const Key& key, Visit& visit, Step& step) const {
     const IndexWriter guest(arena);  // it holds locks, so a fork must wait for it as for a writer
-    try_read<ReadMode::shared>(key, visit, step);
+    return try_read<ReadMode::shared>(key, visit, step);
   }
 
   bool find(const Key& key, uint64_t& value) const {
     bool found = false;
-    read_leaf(key, [&](const Node& leaf, uint64_t) {
-      const int i = leaf.lower_bound(key);
-      found = leaf.holds(i, key);
-      if (found) value = leaf.value(i);
-    });
-    return found;
+    return read_leaf(key,
+                     [&](const Node& leaf, uint64_t) {
+                       const int i = leaf.lower_bound(key);
+                       found = leaf.holds(i, key);
+                       if (found) value = leaf.value(i);
+                     }) &&
+           found;
   }
 
   /// yes: inserted; no: the key was there, and has the value now if `assign`; full: there is no memory for another
@@ -130,11 +144,13 @@ struct Tree {
 
   /// The same for a thread that is a writer already.
   Outcome insert_as(IndexWriter& writer, const Key& key, uint64_t value, bool assign) const {
-    for (Spin spin;; spin.wait()) {
+    Spin spin;
+    for (int64_t attempt = 0; attempt < writer_attempts; ++attempt, spin.wait()) {
       const Outcome outcome = try_insert(key, value, assign);
       if (outcome == Outcome::yes) writer.add_to_size(1);
       if (outcome != Outcome::again) return outcome;
     }
+    return Outcome::full;
   }
 
   /// Whether the key was there.
@@ -144,11 +160,13 @@ struct Tree {
   }
 
   bool erase_as(IndexWriter& writer, const Key& key) const {
-    for (Spin spin;; spin.wait()) {
+    Spin spin;
+    for (int64_t attempt = 0; attempt < writer_attempts; ++attempt, spin.wait()) {
       const Outcome outcome = try_erase(key);
       if (outcome == Outcome::yes) writer.add_to_size(-1);
       if (outcome != Outcome::again) return outcome == Outcome::yes;
     }
+    return false;
   }
 
   // What the batches are made of too.
@@ -166,7 +184,8 @@ struct Tree {
     Descent at;
     Place place = enter(node(index_root));
     bool sideways = false;
-    while (place.node.level() > 0) {
+    for (int64_t steps = 0; place.node.level() > 0; ++steps) {
+      if (steps > arena.capacity()) return at;
       if (place.node.is_before(key)) [[unlikely]] {
         sideways = true;
       } else if (shrinking ? is_sparse(place.node) : place.node.count() == Layout::inner_capacity) [[unlikely]] {
@@ -313,7 +332,7 @@ struct Tree {
 
   /// Goes right from a locked leaf while the key lies past it.
   [[gnu::always_inline]] Descent settle(Descent at, Node leaf, const Key& key) const {
-    while (leaf.is_before(key)) [[unlikely]] {
+    while (leaf.is_before(key) && exists(leaf.next())) [[unlikely]] {
       const Node right = node(leaf.next());
       VersionLock::lock(right.lock());
       VersionLock::unlock_unchanged(leaf.lock());

@@ -20,7 +20,7 @@ $(VENV)/tools:
 	  $(PYTHON) -m pip install -q --target build/virtualenv virtualenv && \
 	  PYTHONPATH=build/virtualenv $(PYTHON) -m virtualenv -q $(VENV); }
 	$(PIP) install --upgrade pip
-	$(PIP) install "$(TORCH)" "scikit-build-core>=0.10" "cmake>=3.24" ninja
+	$(PIP) install "$(TORCH)" "scikit-build-core>=0.10" "nanobind>=3.1" "cmake>=3.24" ninja
 	touch $@
 
 build: $(VENV)/tools
@@ -36,7 +36,7 @@ bench: build
 
 # The C++ tests link the kernels that were just built; `make cpp-test` alone builds its own.
 test: build
-	$(MAKE) cpp-test KERNELS="$$(ls -t $(CURDIR)/build/py3-*/libanabranch_kernels.a | head -n 1)"
+	$(MAKE) cpp-test KERNELS="$$(ls -t $(CURDIR)/build/cp3*-*/libanabranch_kernels.a | head -n 1)"
 	$(PY) -m pytest tests
 
 # What calls CPU kernels, with every kernel of the process on one instruction set: each that this CPU has. The skip

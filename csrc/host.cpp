@@ -29,6 +29,7 @@ void run_workers(int num_workers, void (*body)(int, void*), void* context) {
 }  // namespace anabranch
 
 NB_MODULE(_host, module) {
+  nanobind::set_leak_warnings(false);  // an index that a global variable still has at the end is no error
   anabranch::parallel_backend() = {[] { return anabranch::HostThreads::count(); }, anabranch::run_workers};
   anabranch::bind_bskiplist(module);
   anabranch::bind_predicted_timeline(module);

@@ -30,29 +30,31 @@ Result in_slot(Result failed, F&& f) noexcept {
   return failed;
 }
 
+// Objects become words before the memory is held: __index__ of a key may be anything, and close the index too.
+
 bool find_key(const HostIndex& index, PyObject* key, uint64_t& value) {
-  const HostIndex::Held memory = index.hold();
   HostWords words;
-  return words_of_key(index.key, key, words) <= KeyFault::unstored &&
-         index.functions.find(memory->view(), words.words, &value);
+  const KeyFault fault = words_of_key(index.key, key, words);
+  const HostIndex::Held memory = index.hold();
+  return fault <= KeyFault::unstored && index.functions.find(memory->view(), words.words, &value);
 }
 
 bool erase_key(const HostIndex& index, PyObject* key) {
-  const HostIndex::Held memory = index.hold();
   HostWords words;
-  return words_of_key(index.key, key, words) <= KeyFault::unstored &&
-         index.functions.erase(memory->view(), words.words);
+  const KeyFault fault = words_of_key(index.key, key, words);
+  const HostIndex::Held memory = index.hold();
+  return fault <= KeyFault::unstored && index.functions.erase(memory->view(), words.words);
 }
 
 bool erase_object(const HostIndex& index, nb::handle key) { return erase_key(index, key.ptr()); }
 
 /// Whether the key was new.
 bool insert_key(const HostIndex& index, const char* op, PyObject* key, PyObject* object, bool assign) {
-  const HostIndex::Held memory = index.hold();
   HostWords words;
   const KeyFault fault = words_of_key(index.key, key, words);
   if (fault != KeyFault::none) raise_fault(op, "key", index.key, key, fault);
   const uint64_t value = value_of(op, index.value, object);
+  const HostIndex::Held memory = index.hold();
   const IndexStatus status = index.functions.insert(memory->view(), words.words, value, assign);
   if (status == IndexStatus::refused) index.raise_full(op);
   return status == IndexStatus::changed;

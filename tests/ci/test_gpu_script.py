@@ -46,7 +46,7 @@ class Machine:
         for path in (self.bin, self.root / "python" / "anabranch", self.root / "tests", self.root / "dist"):
             path.mkdir(parents=True)
         shutil.copytree(CI, self.root / ".ci")
-        (self.root / "dist" / "anabranch-0.1.0-py3-none-linux_x86_64.whl").touch()
+        (self.root / "dist" / "anabranch-0.1.0-cp311-cp311-linux_x86_64.whl").touch()
         (self.root / "tests" / "test_fuzz.py").write_text("from hypothesis import given\n")
         (self.root / "tests" / "test_plan.py").write_text("import torch\n")
         for name in ("nvidia-smi", "nvcc", "cmake", "ninja", "python3", "compute-sanitizer"):

@@ -6,17 +6,19 @@ import copy
 import math
 import pickle
 import random
+import runpy
+import sys
 from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sortedcontainers import SortedDict
 
-from anabranch.index import BSkipList, Snapshot
+from anabranch.index import BSkipList, Snapshot, host
 
 pytestmark = pytest.mark.cpu
+SortedDict = pytest.importorskip("sortedcontainers").SortedDict  # .ci/gpu needs no network
 LEAST, MOST = -(2**63), 2**63 - 1
 KINDS = ("int64", "uint64", "float64", "pair")
 
@@ -32,12 +34,12 @@ def some_keys(kind: str, n: int = 700) -> list[Any]:
 
 
 @pytest.fixture(params=KINDS)
-def both(request: pytest.FixtureRequest) -> tuple[BSkipList, SortedDict]:
+def both(request: pytest.FixtureRequest) -> tuple[BSkipList, Any]:
     pairs = [(key, position) for position, key in enumerate(some_keys(request.param))]
     return BSkipList(pairs, key=request.param), SortedDict(pairs)
 
 
-def test_is_an_ordered_mutable_mapping(both: tuple[BSkipList, SortedDict]) -> None:
+def test_is_an_ordered_mutable_mapping(both: tuple[BSkipList, Any]) -> None:
     index, expected = both
     assert isinstance(index, MutableMapping)
     assert len(index) == len(expected) and index == expected and bool(index) and not BSkipList()
@@ -51,7 +53,7 @@ def test_is_an_ordered_mutable_mapping(both: tuple[BSkipList, SortedDict]) -> No
     assert index._validate() == ""
 
 
-def test_keys_are_found_and_erased(both: tuple[BSkipList, SortedDict]) -> None:
+def test_keys_are_found_and_erased(both: tuple[BSkipList, Any]) -> None:
     index, expected = both
     for key in list(expected)[::3]:
         assert key in index and index[key] == expected[key] == index.get(key)
@@ -70,7 +72,7 @@ def test_keys_are_found_and_erased(both: tuple[BSkipList, SortedDict]) -> None:
     assert index == expected and index._validate() == ""
 
 
-def test_ranges_and_positions(both: tuple[BSkipList, SortedDict]) -> None:
+def test_ranges_and_positions(both: tuple[BSkipList, Any]) -> None:
     index, expected = both
     bounds = [None, *random.Random(1).sample(list(expected), 4), expected.keys()[0], expected.keys()[-1]]
     for minimum in bounds:
@@ -110,7 +112,7 @@ def test_the_empty_index() -> None:
         index.peekitem()
 
 
-def test_copies_and_pickles(both: tuple[BSkipList, SortedDict]) -> None:
+def test_copies_and_pickles(both: tuple[BSkipList, Any]) -> None:
     index, expected = both
     copies = [
         index.copy(),
@@ -128,7 +130,7 @@ def test_copies_and_pickles(both: tuple[BSkipList, SortedDict]) -> None:
     assert len(index) == 0 and index.memory_bytes == 2048
 
 
-def test_a_snapshot_is_a_sorted_mapping_that_stays(both: tuple[BSkipList, SortedDict]) -> None:
+def test_a_snapshot_is_a_sorted_mapping_that_stays(both: tuple[BSkipList, Any]) -> None:
     index, expected = both
     snapshot = index.snapshot()
     index.clear()
@@ -249,6 +251,28 @@ def test_one_key_too_many() -> None:
     assert len(larger) == 1000
     with pytest.raises(MemoryError):
         larger.copy(max_bytes=4096)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda index, key: index[key], lambda index, key: index.__setitem__(1, key), lambda index, key: index.irange(key)],
+)
+def test_a_key_that_closes_the_index_finds_it_closed(call: Any) -> None:
+    class Closing:
+        def __index__(self) -> int:
+            index.close()
+            return 1
+
+    index = BSkipList({1: 2})
+    with pytest.raises(ValueError, match="the index is closed"):
+        call(index, Closing())
+
+
+def test_without_the_extension_the_class_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anabranch._host", None)
+    namespace = runpy.run_path(host.__file__)
+    with pytest.raises(ImportError, match=r"without its module _host .* `pip install .`"):
+        namespace["BSkipListBase"](0, 0, 100)
 
 
 def test_not_made_by_init() -> None:

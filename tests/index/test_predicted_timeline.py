@@ -93,14 +93,14 @@ def test_every_answer_is_that_of_a_search(events: list[tuple[Any, ...]]) -> None
 def test_right_predictions_cost_less_than_wrong_ones() -> None:
     def unions(predict: int) -> tuple[int, int]:
         graph = PredictedTimeline(2000)
-        edges = [graph.insert(2 * i, 2 * i + 1, 200) for i in range(100)]
+        edges = [graph.insert(2 * i, 2 * i + 1, 100 + i) for i in range(100)]
         for i in range(100, 1000):
             graph.erase(edges[i - 100])
             edges.append(graph.insert(2 * i, 2 * i + 1, predict))
             assert graph.num_components() == 1900
         return graph.unions, graph.recompute_unions
 
-    (right, bound), (wrong, same_bound) = unions(199), unions(3)
+    (right, bound), (wrong, same_bound) = unions(199), unions(3)  # an edge lives for 199 events
     assert bound == same_bound == 900 * 100
     assert right < 9 * 1000  # log2(200) and the first time
     assert 3 * right < wrong <= bound

@@ -25,7 +25,8 @@
 // Work, in unions: at most two for each level that an edge passes, so O(log lifetime) for each edge where predictions
 // are right; an edge that is early by e redoes nodes of about e events. Whatever the predictions, never more than
 // recompute-on-delete pays for the same calls (one union for an insertion, one for each live edge after a deletion):
-// a move redoes each live edge at most once and is made only where an edge must go, and an insertion costs one.
+// a move redoes each live edge at most once and is made only where an edge must go, and an insertion costs one. A union
+// here takes about four times as long as in a loop over an array of edges, for its place on the path is noted.
 #pragma once
 
 #include <algorithm>
@@ -33,7 +34,6 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
-#include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -140,7 +140,8 @@ class PredictedTimeline {
  private:
   static constexpr int64_t last_advance = int64_t{1} << 62;
   static constexpr int64_t pending = -1;  // position of an edge that is not in the union-find
-  static constexpr int top = -1;          // level of new edges, below all leaves
+  static constexpr int num_levels = 63;
+  static constexpr int top = -1;  // level of new edges, below all leaves
   static constexpr std::pair<int64_t, int64_t> least_expiry{std::numeric_limits<int64_t>::min(), 0};
 
   struct Edge {
@@ -246,14 +247,14 @@ class PredictedTimeline {
     for (const int64_t slot : pending_) {
       Edge& edge = edges_[slot];
       edge.level = level_at(clock_, edge.since, edge.expiry);
+      by_level_[edge.level].push_back(slot);
     }
-    // Within a node the edge that is expected to go first lies on top: if it goes early, little is redone.
-    std::sort(pending_.begin(), pending_.end(), [&](int64_t left, int64_t right) {
-      const Edge &a = edges_[left], &b = edges_[right];
-      return std::tie(b.level, b.expiry, b.id) < std::tie(a.level, a.expiry, a.id);
-    });
-    for (const int64_t slot : pending_) push(slot);
     pending_.clear();
+    // In a node, by expiry would save 1 to 15 % of the unions and take twice the time.
+    for (int level = num_levels - 1; level >= 0; --level) {
+      for (const int64_t slot : by_level_[level]) push(slot);
+      by_level_[level].clear();
+    }
     path_time_ = clock_;
     must_move_ = false;
     ++rebuilds_;
@@ -281,6 +282,7 @@ class PredictedTimeline {
   std::vector<int64_t> free_slots_;
   std::vector<Entry> path_;       // the edges in the union-find, from the root of the tree to the leaf of path_time_
   std::vector<int64_t> pending_;  // slots of the others
+  std::vector<int64_t> by_level_[num_levels];  // empty between moves
   int64_t clock_ = 0, path_time_ = 0, next_id_ = 0;
   int64_t dead_ = 0;  // erased edges that still have a slot
   bool must_move_ = false, must_recompute_ = false;

@@ -92,7 +92,7 @@ struct Scan {
     bool there = false, more = true;
     while (!there && more) {
       Key border{};
-      tree.read_leaf(key, [&](const Node& leaf, uint64_t) {
+      const bool seen = tree.read_leaf(key, [&](const Node& leaf, uint64_t) {
         const int i = leaf.lower_bound(key);
         there = i < leaf.count();
         more = leaf.next() != 0;
@@ -102,6 +102,7 @@ struct Scan {
           value = leaf.value(i);
         }
       });
+      if (!seen || !(there || key < border)) break;
       key = border;
     }
     return there;
@@ -112,7 +113,7 @@ struct Scan {
     while (true) {
       bool there = false;
       Key border = least_key<key_words>();
-      tree.read_leaf(
+      const bool seen = tree.read_leaf(
           key,
           [&](const Node& leaf, uint64_t) {
             // An attempt that came to nothing may have left its border here, and the root may be a leaf since.
@@ -127,7 +128,9 @@ struct Scan {
           [&](const Node& node, uint32_t) {
             border = node.is_before(key) ? node.high() : node.key(false, node.entry_of(key));
           });
+      if (!seen) return false;
       if (there) return true;
+      if (key < border) return false;  // links are damaged
       key = border;
       if (!step_key<key_words>(key, false)) return false;
     }

@@ -169,6 +169,74 @@ struct Tree {
     return false;
   }
 
+  /// The same for several keys that ascend, `get(i)` the i-th, as far as they belong to one leaf: it is found and locked
+  /// once. done(i, outcome) hears of each. Returns how many are done, at least one.
+  template <class Get, class Value, class Done>
+  int64_t insert_run(IndexWriter& writer, int64_t n, bool assign, Get&& get, Value&& value, Done&& done) const {
+    Descent at = lock_leaf(get(0), false);
+    if (at.outcome != Outcome::yes) {
+      done(0, insert_as(writer, get(0), value(0), assign));
+      return 1;
+    }
+    int64_t inserted = 0, i = 0;
+    bool changed = false;
+    for (; i < n && !(i > 0 && at.leaf.is_before(get(i))); ++i) {
+      const Key key = get(i);
+      int position = at.leaf.lower_bound(key);
+      if (at.leaf.holds(position, key)) {
+        if (assign) at.leaf.set_value(position, value(i));
+        changed = changed || assign;
+        done(i, Outcome::no);
+        continue;
+      }
+      if (at.leaf.count() == Layout::leaf_capacity) {
+        if (i > 0) break;  // the next run begins with this key, and readers hear of what has changed before it splits
+        at = make_room_in_leaf(at, key);
+        if (at.outcome != Outcome::yes) {
+          done(0, at.outcome == Outcome::full ? Outcome::full : insert_as(writer, key, value(0), assign));
+          return 1;
+        }
+        position = at.leaf.lower_bound(key);
+      }
+      at.leaf.insert(position, key, value(i));
+      changed = true;
+      ++inserted;
+      done(i, Outcome::yes);
+    }
+    if (changed) {
+      VersionLock::unlock(at.leaf.lock());
+    } else {
+      VersionLock::unlock_unchanged(at.leaf.lock());
+    }
+    writer.add_to_size(inserted);
+    return i;
+  }
+
+  template <class Get, class Done>
+  int64_t erase_run(IndexWriter& writer, int64_t n, Get&& get, Done&& done) const {
+    const Descent at = lock_leaf(get(0), true);
+    if (at.outcome != Outcome::yes) {
+      done(0, erase_as(writer, get(0)) ? Outcome::yes : Outcome::no);
+      return 1;
+    }
+    int64_t erased = 0, i = 0;
+    for (; i < n && !(i > 0 && at.leaf.is_before(get(i))); ++i) {
+      const Key key = get(i);
+      const int position = at.leaf.lower_bound(key);
+      const bool here = at.leaf.holds(position, key);
+      if (here) at.leaf.erase(position);
+      erased += here;
+      done(i, here ? Outcome::yes : Outcome::no);
+    }
+    if (erased == 0) {
+      VersionLock::unlock_unchanged(at.leaf.lock());
+    } else if (!settle_leaf(at, get(0))) [[unlikely]] {
+      remove_empty_leaf(get(0));
+    }
+    writer.add_to_size(-erased);
+    return i;
+  }
+
   // What the batches are made of too.
 
   /// A leaf that this thread has locked, and the parent it came from; `parent.node.id` is 0 where none names it.
@@ -417,7 +485,7 @@ struct Tree {
 
   /// The root's only child becomes the root, unless it has a neighbour that the root does not name.
   bool shrink_root(const Place& root) const {
-    if (!root.upgrade()) return false;
+    if (!exists(root.node.child(0)) || root.node.child(0) == root.node.id || !root.upgrade()) return false;
     const Node child = node(root.node.child(0));
     VersionLock::lock(child.lock());
     if (child.next() != 0) {
@@ -462,7 +530,9 @@ struct Tree {
   Node lock_neighbour(const Node& parent, const Node& at, const Key& key, bool to_right, Pair& pair) const {
     const int entry = parent.entry_of(key);
     if (parent.child(entry) != at.id || (to_right ? entry + 1 >= parent.count() : entry == 0)) return {};
-    const Node other = node(parent.child(to_right ? entry + 1 : entry - 1));
+    const uint32_t neighbour = parent.child(to_right ? entry + 1 : entry - 1);
+    if (!exists(neighbour) || neighbour == at.id || neighbour == parent.id) return {};
+    const Node other = node(neighbour);
     if (to_right) {
       VersionLock::lock(other.lock());
     } else if (!VersionLock::try_lock(other.lock())) {

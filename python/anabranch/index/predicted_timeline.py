@@ -27,7 +27,7 @@ class PredictedTimeline(PredictedTimelineBase):
     Insertions and erasures cost O(log num_edges); a query does the work that they have left and then costs
     O(log num_nodes). That work is counted in unions. With right predictions it is O(log lifetime) for each edge; it
     grows with their error; and it is never more than that of recompute-on-delete, which `recompute_unions` counts.
-    Memory: 24 bytes a vertex, about 150 a live edge. On the CPU. Threads may share an object: methods take turns.
+    Memory: 24 bytes a vertex, about 150 a live edge. On the CPU. Methods that threads call at once run one by one.
 
     After "The Predicted-Updates Dynamic Model: Offline, Incremental, and Decremental to Fully Dynamic Transformations"
     (COLT 2024, arXiv 2307.08890), of which it is one instance: connectivity, by a tree over the predicted time and a

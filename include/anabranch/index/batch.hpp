@@ -10,10 +10,10 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "anabranch/core/parallel.hpp"
 #include "anabranch/index/scan.hpp"
+#include "anabranch/index/sort_entries.hpp"
 
 namespace anabranch {
 
@@ -34,6 +34,7 @@ struct Batch {
   using Node = typename Tree::Node;
   using Place = typename Tree::Place;
   using Key = IndexKey<key_words>;
+  using Entry = typename SortedEntries<isa, key_words>::Entry;
 
   /// Searches that go down together: as many as fill the core's buffers for lines under way.
   static constexpr int group = 24;
@@ -124,14 +125,19 @@ struct Batch {
   /// stays.
   static void insert(const Tree& tree, int64_t n, const int64_t* keys, const int64_t* values, bool assign,
                      IndexStatus* status) {
-    write(tree, n, keys, [&](IndexWriter& writer, const Key& key, int64_t i) {
-      status[i] = status_of(tree.insert_as(writer, key, static_cast<uint64_t>(values[i]), assign));
+    write(tree, n, keys, [&](IndexWriter& writer, const Entry* entries, int64_t count) {
+      return tree.insert_run(
+          writer, count, assign, [&](int64_t i) { return entries[i].key; },
+          [&](int64_t i) { return static_cast<uint64_t>(values[entries[i].index]); },
+          [&](int64_t i, Outcome outcome) { status[entries[i].index] = status_of(outcome); });
     });
   }
 
   static void erase(const Tree& tree, int64_t n, const int64_t* keys, IndexStatus* status) {
-    write(tree, n, keys, [&](IndexWriter& writer, const Key& key, int64_t i) {
-      status[i] = tree.erase_as(writer, key) ? IndexStatus::changed : IndexStatus::unchanged;
+    write(tree, n, keys, [&](IndexWriter& writer, const Entry* entries, int64_t count) {
+      return tree.erase_run(
+          writer, count, [&](int64_t i) { return entries[i].key; },
+          [&](int64_t i, Outcome outcome) { status[entries[i].index] = status_of(outcome); });
     });
   }
 
@@ -151,10 +157,12 @@ struct Batch {
       }
     }
 
-    Probes(const Tree& tree, const Key* group_keys, int count) : count(count) {
+    /// Every stride-th of the entries, as far as there are any.
+    Probes(const Tree& tree, const Entry* entries, int64_t num_entries, int64_t stride)
+        : count(static_cast<int>(std::min<int64_t>(group, (num_entries + stride - 1) / stride))) {
       const Place root = tree.enter(tree.node(index_root));
       for (int g = 0; g < count; ++g) {
-        keys[g] = group_keys[g];
+        keys[g] = entries[g * stride].key;
         places[g] = root;
       }
     }
@@ -162,12 +170,13 @@ struct Batch {
     /// Until each is in its leaf, whose keys are then on their way.
     void descend(const Tree& tree) {
       uint32_t next[group];
-      for (bool moving = true; moving;) {
+      bool moving = true;
+      for (int steps = 0; moving; ++steps) {
         moving = false;
         for (int g = 0; g < count; ++g) {
           next[g] = Tree::toward(places[g].node, keys[g]);
           if (next[g] == 0 || lost[g]) continue;
-          if (!tree.exists(next[g])) {
+          if (!tree.exists(next[g]) || steps == optimistic_steps) {
             lost[g] = true;
             continue;
           }
@@ -184,30 +193,25 @@ struct Batch {
     }
   };
 
-  struct Entry {
-    Key key;
-    int64_t index;
-    bool operator<(const Entry& other) const { return key < other.key || (key == other.key && index < other.index); }
-  };
-
-  /// apply(writer, key, index) for every key in order, equal keys by index; threads share out stretches of keys.
+  /// apply(writer, entries, count) does some of the entries, the first at least, and says how many; the keys are in
+  /// order, equal keys by index. Threads share out stretches of keys.
   template <class Apply>
   static void write(const Tree& tree, int64_t n, const int64_t* keys, Apply&& apply) {
-    std::vector<Entry> order(n);
-    for (int64_t i = 0; i < n; ++i) order[i] = {key_at(keys, i), i};
-    if (!std::is_sorted(order.begin(), order.end())) std::sort(order.begin(), order.end());
+    const SortedEntries<isa, key_words> sorted(n, keys);
+    const Entry* order = sorted.entries.data();
     parallel_for(n, grain, [&](int64_t begin, int64_t end) {
       // Equal keys belong to the thread that has the first of them, be it that others are left with none.
       while (begin > 0 && begin < end && order[begin].key == order[begin - 1].key) ++begin;
       if (begin == end) return;
       while (end < n && order[end].key == order[end - 1].key) ++end;
       IndexWriter writer(tree.arena);
-      for (int64_t first = begin; first < end; first += group) {
-        const int count = static_cast<int>(std::min<int64_t>(group, end - first));
-        Key group_keys[group];
-        for (int g = 0; g < count; ++g) group_keys[g] = order[first + g].key;
-        Probes(tree, group_keys, count).descend(tree);
-        for (int g = 0; g < count; ++g) apply(writer, order[first + g].key, order[first + g].index);
+      // As many keys as the last leaf took are likely to share the next one, so one of them fetches it.
+      for (int64_t at = begin, fetched = begin, stride = 1; at < end; at += stride) {
+        if (at >= fetched) {
+          Probes(tree, order + at, end - at, stride).descend(tree);
+          fetched = at + group * stride;
+        }
+        stride = apply(writer, order + at, end - at);
       }
     });
   }

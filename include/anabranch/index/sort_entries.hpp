@@ -1,8 +1,8 @@
 // Sorts a batch by key, equal keys in the order they came: a radix sort over the bytes in which the keys differ at all.
 //
-// Each such byte reads and writes every entry once: 2 * 16 bytes a pass for keys of one word, at most 8 passes, and 4 or 5
-// for ids and timestamps. A comparison sort of a million random keys takes five times as long, and it is the largest
-// part of inserting them.
+// Each such byte reads and writes every entry once: 2 * 16 bytes a pass for keys of one word, at most 8 passes, and 4
+// or 5 for ids and timestamps. A comparison sort of a million random keys takes five times as long, and it is the
+// largest part of inserting them.
 #pragma once
 
 #include <algorithm>

@@ -28,7 +28,8 @@ inline constexpr int optimistic_attempts = 16;
 /// Nodes on an optimistic way down: the levels, and some that no parent names yet.
 inline constexpr int optimistic_steps = 4 * index_max_levels;
 
-/// Writers begin again when others were in their way, far less often than this: only damaged links lead nowhere for ever.
+/// Writers begin again when others were in their way, far less often than this: only damaged links lead nowhere for
+/// ever.
 inline constexpr int64_t writer_attempts = int64_t{1} << 20;
 
 /// What a writer's step came to.
@@ -103,8 +104,8 @@ struct Tree {
     }
   }
 
-  /// Calls visit(leaf, version) until it has seen the leaf for `key` in one piece; the last call counts. false only where
-  /// links are damaged.
+  /// Calls visit(leaf, version) until it has seen the leaf for `key` in one piece; the last call counts. false only
+  /// where links are damaged.
   template <class Visit, class Step>
   [[gnu::always_inline]] bool read_leaf(const Key& key, Visit&& visit, Step&& step) const {
     for (int attempt = 0; attempt < optimistic_attempts; ++attempt) {
@@ -169,8 +170,8 @@ struct Tree {
     return false;
   }
 
-  /// The same for several keys that ascend, `get(i)` the i-th, as far as they belong to one leaf: it is found and locked
-  /// once. done(i, outcome) hears of each. Returns how many are done, at least one.
+  /// The same for several keys that ascend, `get(i)` the i-th, as far as they belong to one leaf: it is found and
+  /// locked once. done(i, outcome) hears of each. Returns how many are done, at least one.
   template <class Get, class Value, class Done>
   int64_t insert_run(IndexWriter& writer, int64_t n, bool assign, Get&& get, Value&& value, Done&& done) const {
     Descent at = lock_leaf(get(0), false);

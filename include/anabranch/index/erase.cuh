@@ -5,9 +5,10 @@
 //   remove    one group for each leaf closes the gaps
 //   then on each level, for the segments of nodes that have one parent, where one of them is sparse:
 //   merge     one group goes along the children of the parent and takes the right neighbour in, while one of the two is
-//             a quarter full at most and both together three quarters, or one is empty and both fit
+//             a quarter full at most and both together three quarters, or one is empty
 //   and last  one group lets the root's only child become the root
-// Nodes that no parent names are merged like others; nodes of two parents are not. What is merged away goes to the free
+// Nodes that no parent names are merged like others; nodes of two parents are not, and where their parents merge they
+// stay as they are until the next erase beside them. What is merged away goes to the free
 // list under a new version; the order of that list, and so which number a later node has, is not determined. Everything
 // else is.
 //
@@ -107,7 +108,7 @@ template <int key_words, int lanes>
 __device__ bool may_merge(const GroupNode<key_words, lanes>& left, const GroupNode<key_words, lanes>& right) {
   const int capacity = IndexNode<key_words>::capacity(left.is_leaf()), sparse = capacity / 4;
   const int both = left.count + right.count;
-  if (left.count == 0 || right.count == 0) return both <= capacity;
+  if (left.count == 0 || right.count == 0) return true;
   return (left.count <= sparse || right.count <= sparse) && both <= capacity * 3 / 4;
 }
 

@@ -103,6 +103,49 @@ void check_shapes(std::mt19937_64& random) {
   }
 }
 
+/// Keys that come in order, a few at a time, leave full leaves behind.
+template <int key_words>
+void check_ascending(std::mt19937_64& random) {
+  constexpr int64_t batch = 15, batches = 50;
+  Index<key_words> index(100);
+  Model model;
+  for (int64_t round = 0; round < batches; ++round) {
+    Words numbers;
+    for (int64_t i = 0; i < batch; ++i) numbers.push_back(round * batch + i);
+    expect(insert(index, model, numbers, false, random) == 0, "refused though there is memory");
+  }
+  check_contents(index, model);
+  expect(index.nodes_in_use() <= batch * batches / IndexNode<key_words>::leaf_capacity + 3, "full leaves");
+}
+
+/// Leaves that no parent names, because it had no memory to split: they are found, merged and never lost.
+template <int key_words>
+void check_unnamed(std::mt19937_64& random) {
+  constexpr int per_leaf = IndexNode<key_words>::leaf_capacity, children = IndexNode<key_words>::inner_capacity;
+  Index<key_words> index(children + 4);
+  Model model;
+  Words numbers;
+  for (int64_t begin = 0; begin < (children + 10) * per_leaf; begin += 100) {
+    numbers.clear();
+    for (int64_t i = 0; i < 100; ++i) numbers.push_back(begin + i);
+    insert(index, model, numbers, false, random);
+  }
+  check_contents(index, model);
+  int64_t leaves = 0;
+  for (int64_t id = index_root + 1; id < index.capacity; ++id)
+    leaves += index.nodes.data()[id * index_node_words + 1] >> 32 == 0;
+  expect(leaves > children && index.nodes.data()[index_node_words + 1] >> 32 == 1, "more leaves than one parent names");
+  numbers.clear();
+  for (const auto& [key, value] : model) numbers.push_back(number_of<key_words>(key));
+  // All but what two unnamed leaves at the end hold: the root's only child then has a neighbour.
+  const auto rest = numbers.end() - (2 * per_leaf - 10);
+  erase(index, model, {numbers.begin(), rest});
+  check_contents(index, model);
+  erase(index, model, {rest, numbers.end()});
+  check_contents(index, model);
+  expect(index.nodes_in_use() == 1, "what is empty is given back");
+}
+
 /// Ascending keys, the oldest erased: what is left behind is full, and memory stays what it is.
 template <int key_words>
 void check_window(std::mt19937_64& random) {
@@ -165,6 +208,10 @@ int main() {
   });
   check_shapes<1>(random);
   check_shapes<2>(random);
+  check_ascending<1>(random);
+  check_ascending<2>(random);
+  check_unnamed<1>(random);
+  check_unnamed<2>(random);
   check_window<1>(random);
   check_window<2>(random);
   check_shared<1>(random);

@@ -5,15 +5,15 @@
 //   remove    one group for each leaf closes the gaps
 //   then on each level, for the segments of nodes that have one parent, where one of them is sparse:
 //   merge     one group goes along the children of the parent and takes the right neighbour in, while one of the two is
-//             a quarter full at most and both together three quarters, or one is empty and both fit
+//             a quarter full at most and both together three quarters, or one is empty
 //   and last  one group lets the root's only child become the root
-// Nodes that no parent names are merged like others; nodes of two parents are not. What is merged away goes to the free
-// list under a new version; the order of that list, and so which number a later node has, is not determined. Everything
-// else is.
+// Nodes that no parent names are merged like others; nodes of two parents are not, and where their parents merge they
+// stay as they are until the next erase beside them. What is merged away goes to the free list under a new version; the
+// order of that list, and so which number a later node has, is not determined. Everything else is.
 //
 // Bytes: the sort's (sort_keys.cuh), a find's lines a key and each leaf that is touched read and written; merging reads
-// the headers of all children of a parent one after another, 80 of them at most. Launches: 11 to 21, and 4 to 6 for
-// each level above the leaves that an index of this capacity may have.
+// the headers of all children of a parent one after another, 80 of them at most. Launches: 8 up to 1024 keys, 11
+// and the sort's beyond 2047; and 4 to 6 for each level above the leaves that an index of this capacity may have.
 #pragma once
 
 #include "anabranch/index/update.cuh"
@@ -107,7 +107,7 @@ template <int key_words, int lanes>
 __device__ bool may_merge(const GroupNode<key_words, lanes>& left, const GroupNode<key_words, lanes>& right) {
   const int capacity = IndexNode<key_words>::capacity(left.is_leaf()), sparse = capacity / 4;
   const int both = left.count + right.count;
-  if (left.count == 0 || right.count == 0) return both <= capacity;
+  if (left.count == 0 || right.count == 0) return true;
   return (left.count <= sparse || right.count <= sparse) && both <= capacity * 3 / 4;
 }
 

@@ -18,8 +18,9 @@
 // for every 16 granted to leaves, for the levels above; where those get none, nodes stay unnamed by a parent.
 //
 // Bytes: the sort's (sort_keys.cuh), two walks' worth of lines a key, hot for neighbours, and each node that is touched
-// read and written. Floor: that last, 2 KB a leaf. Launches: 12 to 22 and 9 to 15 for each level above the leaves that
-// an index of this capacity may have. Nodes from the free list cost one dependent trip to memory each.
+// read and written. Floor: that last, 2 KB a leaf. Launches: 11 up to 1024 keys, 16 and the sort's beyond 2047; and 7
+// to 11 for each level above the leaves that an index of this capacity may have, empty where nothing splits: small
+// batches cost their launches. Nodes from the free list cost one dependent trip to memory each.
 #pragma once
 
 #include "anabranch/index/grant.cuh"
@@ -69,7 +70,7 @@ struct InsertLevel {
 
 /// Each fresh node is written by its group.
 template <int key_words, int lanes>
-__global__ void __launch_bounds__(kIndexThreads) index_split_kernel(InsertLevel level) {
+__global__ void __launch_bounds__(kIndexThreads, kIndexBlocksPerSm) index_split_kernel(InsertLevel level) {
   using Group = LaneGroup<lanes>;
   const auto& [index, items, segments, before, fresh, promoted] = level;
   for (int64_t f = Group::first(); f < fresh.grant->nodes; f += Group::stride()) {
@@ -110,7 +111,8 @@ __global__ void __launch_bounds__(kIndexThreads) index_split_kernel(InsertLevel 
 
 /// Each node that was there is written by the group of its segment. `refused` is null above the leaves.
 template <int key_words, int lanes>
-__global__ void __launch_bounds__(kIndexThreads) index_merge_kernel(InsertLevel level, bool* refused) {
+__global__ void __launch_bounds__(kIndexThreads, kIndexBlocksPerSm)
+    index_merge_kernel(InsertLevel level, bool* refused) {
   using Group = LaneGroup<lanes>;
   const auto& [index, items, segments, before, fresh, promoted] = level;
   for (int64_t s = Group::first(); s < *segments.count; s += Group::stride()) {

@@ -2,8 +2,9 @@
 //
 // A group is 16 lanes of a warp (template: 8, 16 or 32). One step of 16 lanes reads 128 bytes of keys, what an L2 line
 // holds, so a leaf of 60 keys takes four loads that are all under way at once, and a warp has two queries to wait for
-// instead of one; with 8 lanes the loads of a node fill twice the registers, with 32 the last of a leaf's two steps is
-// almost empty. All lanes of a group hold the same header and come to the same answers; groups of one warp may part.
+// instead of one; with 8 lanes the loads of a node fill twice the registers, with 32 the second
+// step of a leaf that is two thirds full is almost empty. All lanes of a group hold the same header and come to the
+// same answers; groups of one warp may part.
 //
 // A search of a tree with L levels touches, per level, the 64-byte line of the header and then, side by side, those of
 // the keys that are in use: 1 + 8 key_words lines of a node that is full, 6 of a leaf that 40 random keys fill; then
@@ -35,6 +36,8 @@ namespace detail {
 
 inline constexpr int kIndexLanes = 16;
 inline constexpr int kIndexThreads = 128;
+/// Blocks per SM that kernels with many registers ask for: left to itself, ptxas spills for more.
+inline constexpr int kIndexBlocksPerSm = 5;
 /// Blocks that fill any GPU; more work than they have threads is shared out in turns.
 inline constexpr int64_t kIndexBlocks = 4096;
 

@@ -1,8 +1,8 @@
 // Sums of what lies before each of many numbers: where the ranges of a gather begin, which keys of a batch are new.
 //
-// Three launches beyond one tile of 2048 numbers, one up to there: sums of tiles, sums over the tiles (sort.cuh),
-// sums within tiles. The numbers come from a function of their index that is called twice for each; they are not
-// stored. Bytes: twice what the function reads, and one sum written for each number.
+// One launch up to 2047 numbers, three beyond: sums of tiles, sums over the tiles (sort.cuh), sums within tiles. The
+// numbers come from a function of their index that is called twice for each; they are not stored. Bytes: twice what the
+// function reads, and one sum written for each number.
 #pragma once
 
 #include "anabranch/plan/sort.cuh"
@@ -41,9 +41,10 @@ __global__ void __launch_bounds__(kSortThreads) tile_sum_kernel(int64_t n, Numbe
   if (threadIdx.x == 0) tile_sums[blockIdx.x] = total;
 }
 
-/// tile_sums holds the sums before each tile; not read if there is a single tile.
+/// tile_sums holds the sums before each tile; not read if there is a single tile. Three blocks per SM: left to itself,
+/// ptxas spills for a fourth.
 template <class Count, class Numbers>
-__global__ void __launch_bounds__(kSortThreads)
+__global__ void __launch_bounds__(kSortThreads, 3)
     prefix_sum_kernel(int64_t n, Numbers number_at, const Count* tile_sums, Count* before) {
   SharedMemory shared;
   const SharedArray<Count> warp_sums = shared.take<Count>(kSortWarps);

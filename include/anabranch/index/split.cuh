@@ -72,9 +72,7 @@ struct MergedEntries {
       key = Key::at(items.keys, start + low);
       payload = items.payloads[start + low];
     } else {
-      // Below the node's count, but in memory that is no index.
-      const int most = IndexNode<key_words>::capacity(node.is_leaf()) - 1;
-      const int old = p - low < most ? static_cast<int>(p - low) : most;
+      const int old = static_cast<int>(p - low);
       key = node.key(old);
       payload = node.payload(old);
     }

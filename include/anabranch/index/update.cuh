@@ -60,7 +60,7 @@ struct BatchPlaces {
 
 /// Finds the places, and writes assigned[order[i]] to the entry of the last of equal keys that are there, if not null.
 template <int key_words, int lanes>
-__global__ void __launch_bounds__(kIndexThreads)
+__global__ void __launch_bounds__(kIndexThreads, kIndexBlocksPerSm)
     index_places_kernel(IndexArrays index, SortedBatch<key_words> batch, const int64_t* assigned, BatchPlaces found) {
   using Group = LaneGroup<lanes>;
   for (int64_t i = Group::first(); i < batch.n; i += Group::stride()) {

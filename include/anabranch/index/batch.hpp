@@ -15,17 +15,6 @@
 #include "anabranch/index/scan.hpp"
 #include "anabranch/index/sort_entries.hpp"
 
-namespace anabranch {
-
-/// What a batch that writes says of each key.
-enum class IndexStatus : uint8_t {
-  unchanged,  // insert: the key was there already; erase: it was not
-  changed,    // inserted or erased
-  refused     // there was no memory for another node; the index is as if this key had not been in the batch
-};
-
-}  // namespace anabranch
-
 namespace anabranch::index_detail {
 
 template <CpuIsa isa, int key_words>

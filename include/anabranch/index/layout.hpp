@@ -79,4 +79,11 @@ struct IndexControl {
   static constexpr int64_t size_unit = int64_t{1} << 16;
 };
 
+/// What a batch that writes says of each key.
+enum class IndexStatus : uint8_t {
+  unchanged,  // insert: the key was there already; erase: it was not
+  changed,    // inserted or erased
+  refused     // there was no memory for another node; the index is as if this key had not been in the batch
+};
+
 }  // namespace anabranch

@@ -6,7 +6,7 @@
 // those of one node lie side by side: a segment, found by a prefix sum over the places where the node changes.
 #pragma once
 
-#include "anabranch/index/batch.hpp"
+#include "anabranch/index/layout.hpp"
 #include "anabranch/index/prefix_sum.cuh"
 #include "anabranch/index/sort_keys.cuh"
 

@@ -107,6 +107,8 @@ def check_tensors(op: str, nodes: Tensor, control: Tensor, **batch: Tensor) -> N
 
 
 cpu_only("call anabranch.index.bskiplist_validate, which copies them", "bskiplist_validate")
+# What is wrong with the keys could not be said without the host waiting for the device.
+cpu_only("load them on the CPU and move the index, or call bskiplist_insert", "bskiplist_bulk_load")
 
 
 @torch.library.register_fake("anabranch::bskiplist_init")

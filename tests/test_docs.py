@@ -35,3 +35,11 @@ def test_the_example_of_mixers_runs() -> None:
     assert names["y"].shape == names["x"].shape
     for name, parameter in names["model"].named_parameters():
         assert parameter.grad is not None, name
+
+
+@needs_docs
+def test_the_example_of_index_runs() -> None:
+    names = run_first_example("index.md")
+    assert len(names["seen"]) == len(names["snapshot"])
+    assert names["restored"].find(names["keys"])[1].all()
+    assert names["some_keys"].equal(names["some_keys"].sort().values)

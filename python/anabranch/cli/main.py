@@ -18,17 +18,20 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m anabranch", description=anabranch.__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="what this installation has")
-    demo = commands.add_parser("demo", help="train byte-level language models on real text and compare them")
+    demo = commands.add_parser("demo", help="a job on real text, its table and its report")
     demo.add_argument(
         "--job",
-        choices=["experts", "skip", "mixers"],
+        choices=["experts", "skip", "mixers", "index"],
         default="experts",
         help="experts: a dense, a top-2 and a dynamic model; skip: speed and quality of one model under policies that "
         "skip its layers or FFNs, needs transformers; mixers: one model with plain residuals and with residual streams "
-        "mixed by several kinds of matrices (default experts)",
+        "mixed by several kinds of matrices; index: every word of the standard library in an ordered map, searched and "
+        "edited at once (default experts)",
     )
     demo.add_argument("--minutes", type=float, default=2.0, help="time for the whole job (default 2)")
-    demo.add_argument("--text", type=Path, help="a text file; default: the Python standard library's sources")
+    demo.add_argument(
+        "--text", type=Path, help="a text file, of index a folder of Python files; default: the Python standard library"
+    )
     demo.add_argument("--out", type=Path, default=Path("report.html"), help="default report.html")
     demo.add_argument("--seed", type=int, default=0)
     bench = commands.add_parser("bench", help="time the kernels beside their peers and the machine's limit")
@@ -77,6 +80,8 @@ def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             return _demo_skip(options)
         if options.job == "mixers":
             from anabranch.cli.demo_mixers import run
+        elif options.job == "index":
+            from anabranch.cli.demo_index import run
         else:
             from anabranch.cli.demo import run
         return run(options.minutes, options.text, options.out, options.seed)

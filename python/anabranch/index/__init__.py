@@ -1,4 +1,4 @@
-"""Ordered maps from 64-bit keys to 64-bit values that many threads read and write at once, from Python, torch and C++."""
+"""Ordered maps from 64-bit keys to 64-bit values that threads share, from Python, torch and C++."""
 
 from anabranch.index.arrays import IndexFullError
 from anabranch.index.bskiplist import BSkipList

@@ -39,14 +39,19 @@ bool find_key(const HostIndex& index, PyObject* key, uint64_t& value) {
   return fault <= KeyFault::unstored && index.functions.find(memory->view(), words.words, &value);
 }
 
-bool erase_key(const HostIndex& index, PyObject* key) {
+bool erase_key(const HostIndex& index, PyObject* key, uint64_t& value) {
   HostWords words;
   const KeyFault fault = words_of_key(index.key, key, words);
   const HostIndex::Held memory = index.hold();
-  return fault <= KeyFault::unstored && index.functions.erase(memory->view(), words.words);
+  return fault <= KeyFault::unstored && index.functions.erase(memory->view(), words.words, &value);
 }
 
-bool erase_object(const HostIndex& index, nb::handle key) { return erase_key(index, key.ptr()); }
+/// The value that the key had, or what to return without it.
+nb::object extract_object(const HostIndex& index, nb::handle key, nb::handle missing) {
+  uint64_t value;
+  if (!erase_key(index, key.ptr(), value)) return nb::borrow(missing);
+  return nb::steal(value_object(index.value, value));
+}
 
 /// Whether the key was new.
 bool insert_key(const HostIndex& index, const char* op, PyObject* key, PyObject* object, bool assign) {
@@ -92,7 +97,8 @@ PyObject* subscript_slot(PyObject* self, PyObject* key) {
 int assign_slot(PyObject* self, PyObject* key, PyObject* value) {
   return in_slot(-1, [&] {
     const HostIndex& index = index_of(self);
-    if (!value) return erase_key(index, key) ? 0 : raise_missing(key);
+    uint64_t erased;
+    if (!value) return erase_key(index, key, erased) ? 0 : raise_missing(key);
     insert_key(index, "BSkipList", key, value, true);
     return 0;
   });
@@ -200,7 +206,7 @@ void bind_bskiplist(nb::module_& module) {
             return insert_key(index, op, key.ptr(), value.ptr(), false);
           },
           "op"_a, "key"_a.none(), "value"_a.none())
-      .def("_erase", erase_object, "key"_a.none())
+      .def("_extract", extract_object, "key"_a.none(), "missing"_a.none())
       .def("_chunk", chunk, "minimum"_a.none(), "maximum"_a.none(), "with_minimum"_a, "with_maximum"_a, "limit"_a,
            "reverse"_a, "part"_a)
       .def("_count", count_keys, "op"_a, "minimum"_a.none(), "maximum"_a.none(), "with_minimum"_a, "with_maximum"_a)

@@ -15,7 +15,10 @@ class IndexByFunctions {
  public:
   bool insert(int64_t key, uint64_t value) { return inserted(key, value, false); }
   void assign(int64_t key, uint64_t value) { inserted(key, value, true); }
-  bool erase(int64_t key) { return functions_.erase(arena_.view(), &key); }
+  bool erase(int64_t key) {
+    uint64_t value;
+    return functions_.erase(arena_.view(), &key, &value);
+  }
   bool find(int64_t key, uint64_t& value) const { return functions_.find(arena_.view(), &key, &value); }
   uint64_t scan(int64_t first, int limit) const {
     constexpr int64_t last = std::numeric_limits<int64_t>::max();

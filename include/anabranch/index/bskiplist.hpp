@@ -64,7 +64,13 @@ class BSkipList {
   bool contains(const Key& key) const { return find(key).has_value(); }
 
   /// Whether the key was there. Nodes that become nearly empty are merged and used again.
-  bool erase(const Key& key) { return tree().erase(Order::to_words(key)); }
+  bool erase(const Key& key) { return extract(key).has_value(); }
+
+  /// Erases the key and returns the value it had then.
+  std::optional<uint64_t> extract(const Key& key) {
+    uint64_t value;
+    return tree().erase(Order::to_words(key), value) ? std::optional(value) : std::nullopt;
+  }
 
   /// The first entry whose key is not less than `key`.
   std::optional<value_type> lower_bound(const Key& key) const {

@@ -19,7 +19,7 @@ struct IndexFunctions {
   bool (*find)(const IndexArena&, Key, uint64_t* value);
   /// changed, unchanged (the key was there; it has the value now if `assign`) or refused.
   IndexStatus (*insert)(const IndexArena&, Key, uint64_t value, bool assign);
-  bool (*erase)(const IndexArena&, Key);
+  bool (*erase)(const IndexArena&, Key, uint64_t* value);
   /// The first key that is not less, or the last that is not greater.
   bool (*lower_bound)(const IndexArena&, Key, int64_t* found, uint64_t* value);
   bool (*last_until)(const IndexArena&, Key, int64_t* found, uint64_t* value);
@@ -48,7 +48,7 @@ IndexFunctions index_functions_for() {
     const Outcome outcome = T{a}.insert(B::key_at(key, 0), value, assign);
     return B::status_of(outcome);
   };
-  f.erase = [](const IndexArena& a, Words key) { return T{a}.erase(B::key_at(key, 0)); };
+  f.erase = [](const IndexArena& a, Words key, uint64_t* value) { return T{a}.erase(B::key_at(key, 0), *value); };
   f.lower_bound = [](const IndexArena& a, Words key, int64_t* found, uint64_t* value) {
     K result;
     if (!S::lower_bound(T{a}, B::key_at(key, 0), result, *value)) return false;

@@ -154,16 +154,16 @@ struct Tree {
     return Outcome::full;
   }
 
-  /// Whether the key was there.
-  bool erase(const Key& key) const {
+  /// Whether the key was there, and then the value it had.
+  bool erase(const Key& key, uint64_t& value) const {
     IndexWriter writer(arena);
-    return erase_as(writer, key);
+    return erase_as(writer, key, value);
   }
 
-  bool erase_as(IndexWriter& writer, const Key& key) const {
+  bool erase_as(IndexWriter& writer, const Key& key, uint64_t& value) const {
     Spin spin;
     for (int64_t attempt = 0; attempt < writer_attempts; ++attempt, spin.wait()) {
-      const Outcome outcome = try_erase(key);
+      const Outcome outcome = try_erase(key, value);
       if (outcome == Outcome::yes) writer.add_to_size(-1);
       if (outcome != Outcome::again) return outcome == Outcome::yes;
     }
@@ -217,7 +217,8 @@ struct Tree {
   int64_t erase_run(IndexWriter& writer, int64_t n, Get&& get, Done&& done) const {
     const Descent at = lock_leaf(get(0), true);
     if (at.outcome != Outcome::yes) {
-      done(0, erase_as(writer, get(0)) ? Outcome::yes : Outcome::no);
+      uint64_t value;
+      done(0, erase_as(writer, get(0), value) ? Outcome::yes : Outcome::no);
       return 1;
     }
     int64_t erased = 0, i = 0;
@@ -376,7 +377,7 @@ struct Tree {
     return Outcome::yes;
   }
 
-  [[gnu::always_inline]] Outcome try_erase(const Key& key) const {
+  [[gnu::always_inline]] Outcome try_erase(const Key& key, uint64_t& value) const {
     const Descent at = lock_leaf(key, true);
     if (at.outcome != Outcome::yes) return at.outcome;
     const int i = at.leaf.lower_bound(key);
@@ -384,6 +385,7 @@ struct Tree {
       VersionLock::unlock_unchanged(at.leaf.lock());
       return Outcome::no;
     }
+    value = at.leaf.value(i);
     at.leaf.erase(i);
     if (!settle_leaf(at, key)) [[unlikely]]
       remove_empty_leaf(key);

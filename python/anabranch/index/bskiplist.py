@@ -40,10 +40,9 @@ class BSkipList(BatchedIndex):
         TypeError: a key or value that is stored has another type. One that is looked for is not found, as in a dict.
         MemoryError: `max_bytes` is used up. The index is valid and as it was; a batch says what was applied.
 
-    Any number of threads may use one index at once; each operation on one key is atomic, except that `pop` and
-    `popitem` may return a value that another thread is just replacing. Iteration is weakly consistent: in order, no key
-    twice, and all keys that are there from its beginning to its end; `snapshot()` is exact. A fork leaves parent and
-    child with an index each.
+    Any number of threads may use one index at once; each operation on one key is atomic. Iteration is weakly consistent:
+    in order, no key twice, and all keys that are there from its beginning to its end; `snapshot()` is exact. A fork
+    leaves parent and child with an index each.
 
     Cost: O(log n) a key; positions but for the ends (`peekitem(i)`, `bisect`) read the leaves before them, O(n / 60).
 
@@ -117,20 +116,19 @@ class BSkipList(BatchedIndex):
     def popitem(self, index: int = -1) -> tuple[Any, Any]:
         """Removes and returns the item at a position, by default the last one; KeyError where there is none."""
         while (item := self._item(index)) is not None:
-            if self._erase(item[0]):
-                return item
+            value = self._extract(item[0], _MISSING)
+            if value is not _MISSING:
+                return item[0], value
         if len(self) == 0:
             raise KeyError("BSkipList.popitem: the index is empty")
         raise IndexError(f"BSkipList.popitem: index {index} is out of range")
 
     def pop(self, key: Any, default: Any = _MISSING) -> Any:
         """Removes the key and returns its value; without it `default`, or KeyError."""
-        value = self.get(key, _MISSING)
-        if value is not _MISSING and self._erase(key):
-            return value
-        if default is _MISSING:
+        value = self._extract(key, default)
+        if value is _MISSING:
             raise KeyError(key)
-        return default
+        return value
 
     def setdefault(self, key: Any, default: Any) -> Any:
         """The key's value; `default`, stored under it, where it had none."""

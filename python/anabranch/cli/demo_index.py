@@ -11,8 +11,10 @@ from anabranch.cli.index_measure import LIMIT, NEWEST, THREADS, Editors, IndexRe
 from anabranch.cli.index_report import quantile, time_text, write_report
 from anabranch.cli.progress import table
 
-READ_SHARE, OURS_SHARE, PAUSE = 0.2, 0.5, 1e-3
-EVERY_MS, INCESSANT, NOBODY = "every ms", "without pause", "nobody"
+# Of the time; Python's start takes more, checks the rest of each map's.
+READ_SHARE, OURS_SHARE, PAUSE = 0.15, 0.4, 1e-3
+WORK_SHARE, BUILD_SHARE, QUERY_SHARE, EDIT_SHARE = 0.9, 0.3, 0.15, 0.3
+EVERY_MS, ALWAYS, NEVER = "every ms", "always", "never"
 
 
 def run(minutes: float, text: Path | None, out: Path, seed: int) -> int:
@@ -20,12 +22,13 @@ def run(minutes: float, text: Path | None, out: Path, seed: int) -> int:
 
     Returns 130 after Ctrl-C, else 0. Raises RuntimeError where an index has not what it must.
     """
-    end = time.monotonic() + 60 * minutes
+    seconds = WORK_SHARE * 60 * minutes
+    end = time.monotonic() + seconds
     results: list[IndexResult] = []
     entries, status = 0, 0
     try:
         files = source_files(text)
-        corpus = read_corpus(files, READ_SHARE * 60 * minutes)
+        corpus = read_corpus(files, READ_SHARE * seconds)
         entries = len(corpus.keys)
         read = f"{len(corpus.files):,} " + (f"of {len(files):,} " if len(corpus.files) < len(files) else "")
         print(
@@ -50,14 +53,14 @@ def run(minutes: float, text: Path | None, out: Path, seed: int) -> int:
 
 
 def _measure(contender: Contender, corpus: Corpus, result: IndexResult, seconds: float, seed: int) -> None:
-    files = build(contender, corpus, result, 0.35 * seconds)
-    query(contender, corpus, result, 0.2 * seconds, seed)
+    files = build(contender, corpus, result, BUILD_SHARE * seconds)
+    query(contender, corpus, result, QUERY_SHARE * seconds, seed)
     editors = Editors(contender, corpus, result, files)
     if isinstance(contender, Index):
-        for name, pause in ((EVERY_MS, PAUSE), (INCESSANT, 0.0)):
-            editors.run(0.15 * seconds, THREADS, name, Reader(contender, corpus, pause, seed))
+        for name, pause in ((EVERY_MS, PAUSE), (ALWAYS, 0.0)):
+            editors.run(EDIT_SHARE / 2 * seconds, THREADS, name, Reader(contender, corpus, pause, seed))
     else:
-        editors.run(0.3 * seconds, 1, NOBODY, None)
+        editors.run(EDIT_SHARE * seconds, 1, NEVER, None)
     editors.check(seed)
 
 
@@ -84,7 +87,7 @@ def table_rows(results: list[IndexResult]) -> list[tuple[str, ...]]:
 def edit_rows(results: list[IndexResult]) -> list[tuple[str, ...]]:
     """Edits, and queries meanwhile; header first."""
     rows: list[tuple[str, ...]] = [
-        ("map", "edit threads", "M entries/s", "edit p50", "p99", "who asks", "latest/s", "p50", "p99")
+        ("map", "edit threads", "M entries/s", "edit p50", "p99", "asked", "latest/s", "p50", "p99")
     ]
     for result in results:
         for run in result.runs:
@@ -107,16 +110,16 @@ def conclusions(results: list[IndexResult], entries: int) -> list[str]:
         "Files are read in the order in which they changed, so that a word's last entries are its latest places. "
         f"prefix: up to {LIMIT} entries of all words with three first letters; latest: the last {NEWEST} places of a "
         "word. An edit takes a file's words out and puts them in as the latest.",
-        f"{THREADS} threads edit ours while one more asks for latest places: once a millisecond, then without pause. "
+        f"{THREADS} threads edit ours while one more asks for latest places: every millisecond, then always. "
         "A thread of Python that never pauses keeps the interpreter's lock for 5 ms at a time, and editors wait for it."
         " The other maps are not safe to share: one thread edits them, and nobody asks.",
     ]
     if fewer := [f"{result.name} {result.entries:,}" for result in results if result.entries < entries]:
-        notes.append(f"Fewer than {entries:,} entries, for lack of time: {', '.join(fewer)}.")
+        notes.append(f"Fewer than {entries:,} entries, for lack of time: {'; '.join(fewer)}.")
     if checked := [result.name for result in results if result.checked]:
         notes.append(
             "After the edits every entry, and the answers to prefix and latest queries of random words, were compared "
-            f"with a recomputation and are equal: {', '.join(checked)}."
+            f"with a recomputation and are equal: {'; '.join(checked)}."
         )
     if any(result.name == "sortedcontainers" for result in results):
         notes.append("sortedcontainers' bytes are the dictionary's, the integers', and 8 a key of its lists, at least.")

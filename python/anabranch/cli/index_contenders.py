@@ -126,5 +126,5 @@ class SortedArrays:
 def contenders() -> list[type[Contender]]:
     """All that this machine has, ours first."""
     if importlib.util.find_spec("sortedcontainers"):
-        return [Index, SortedDictionary, SortedArrays]
+        return [Index, SortedArrays, SortedDictionary]
     return [Index, SortedArrays]

@@ -15,7 +15,8 @@ from anabranch.cli.index_contenders import Contender
 from anabranch.cli.index_corpus import POSITION_BITS, Corpus, Words
 from anabranch.cli.progress import progress_bar
 
-BATCH, LIMIT, NEWEST, THREADS, LEAST, CHECKED = 100_000, 1000, 10, 4, 3, 200
+BATCH, LIMIT, NEWEST, THREADS, CHECKED = 100_000, 1000, 10, 4, 100
+LEAST_EDITS, LEAST_QUERIES = 3, 200
 _MASK = (1 << POSITION_BITS) - 1
 
 
@@ -51,6 +52,7 @@ def build(contender: Contender, corpus: Corpus, result: IndexResult, seconds: fl
     bar, start = progress_bar("build", len(corpus.keys)), time.monotonic()
     for first in range(0, len(corpus.keys), BATCH):
         keys, values = corpus.keys[first : first + BATCH], corpus.values[first : first + BATCH]
+        before = result.build_seconds
         contender.build(keys, values)
         result.entries += len(keys)
         result.build_seconds = time.monotonic() - start
@@ -58,7 +60,7 @@ def build(contender: Contender, corpus: Corpus, result: IndexResult, seconds: fl
         bar.set_postfix_str(
             f"{contender.name}: {result.entries / max(result.build_seconds, 1e-9) / 1e6:.2f} M entries/s"
         )
-        if result.build_seconds > seconds:
+        if 2 * result.build_seconds - before > seconds:  # another batch like this one would end too late
             break
     bar.close()
     result.built_bytes = contender.memory_bytes()
@@ -76,7 +78,7 @@ def query(contender: Contender, corpus: Corpus, result: IndexResult, seconds: fl
         return contender.latest(*corpus.word_range(draw.choice(words)), NEWEST)
 
     for name, ask in (("prefix", prefix), ("latest", latest)):
-        result.latencies[name] = _timed(ask, seconds / 2)
+        _time(ask, seconds / 2, result.latencies.setdefault(name, []))
 
 
 def _some_words(corpus: Corpus) -> list[int]:
@@ -84,14 +86,13 @@ def _some_words(corpus: Corpus) -> list[int]:
     return [int(key) >> POSITION_BITS for key in corpus.keys[:: max(1, len(corpus.keys) // 10_000)]]
 
 
-def _timed(ask: Callable[[], object], seconds: float) -> list[float]:
-    found: list[float] = []
+def _time(ask: Callable[[], object], seconds: float, found: list[float]) -> None:
+    """Appends to `found` as it goes, so that it holds what there is after Ctrl-C."""
     end = time.monotonic() + seconds
-    while len(found) < LEAST or time.monotonic() < end:
+    while len(found) < LEAST_QUERIES or time.monotonic() < end:
         start = time.perf_counter()
         ask()
         found.append(time.perf_counter() - start)
-    return found
 
 
 class Reader:
@@ -165,7 +166,7 @@ class Editors:
         mine = [file for file in self.current if file % run.threads == number]
         done = 0
         try:
-            while mine and not self._stop and (done < LEAST or time.monotonic() < stop):
+            while mine and not self._stop and (done < LEAST_EDITS or time.monotonic() < stop):
                 file = mine[done % len(mine)]
                 old, values = self.current[file]
                 with self._lock:

@@ -10,9 +10,10 @@ from pathlib import Path
 from anabranch.cli.index_measure import IndexResult
 from anabranch.cli.page import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, frame, html_table, legend, svg_text, write_page
 
-_COLORS = ("#2f6db3", "#d9622b", "#7a7f87")
-_NARROW, _NAMES, _NUMBERS, _ROW, _HEAD = 400, 112, 118, 20, 26  # of the plot of latencies, which fits a phone
+_COLORS = ("#2f6db3", "#7a7f87", "#d9622b")
+_NARROW, _NAMES, _NUMBERS, _ROW, _HEAD = 400, 130, 118, 20, 26  # of the plot of latencies, which fits a phone
 _WINDOWS = 40
+_OPERATIONS = {"prefix": "prefix query", "latest": "latest 10"}
 
 
 def write_report(
@@ -23,12 +24,12 @@ def write_report(
     if groups := latency_groups(results):
         parts += [
             "<h2>Latency</h2><p class=note>The median (bar) and the 99th percentile (line), logarithmic.</p>",
-            latency_plot(groups, [result.name for result in results]),
+            latency_plot(groups),
         ]
     if any(throughput(run.over_time) for result in results for run in result.runs):
         parts += [
             "<h2>Entries edited a second</h2><p class=note>Taken out and put in, in millions. Dashed: while another "
-            "thread asks without pause.</p>",
+            "thread always asks.</p>",
             throughput_plot(results),
         ]
     write_page(path, "anabranch demo: index", "Every word of the standard library in one ordered map", parts)
@@ -46,26 +47,34 @@ def time_text(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} µs"
 
 
-def latency_groups(results: Sequence[IndexResult]) -> list[tuple[str, list[tuple[int, float, float]]]]:
-    """Of each operation that was measured its name, and of each map its number, median and 99th percentile."""
-    found: dict[str, list[tuple[int, list[float]]]] = {}
+Bars = list[tuple[str, str, float, float]]
+"""Of each map its name, colour, median and 99th percentile."""
+
+
+def latency_groups(results: Sequence[IndexResult]) -> list[tuple[str, Bars]]:
+    """Of each operation that was measured its name and its bars."""
+    found: dict[str, Bars] = {}
+
+    def add(label: str, number: int, name: str, seconds: Sequence[float]) -> None:
+        if seconds:
+            bar = (name, _COLORS[number % len(_COLORS)], quantile(seconds, 0.5), quantile(seconds, 0.99))
+            found.setdefault(label, []).append(bar)
+
     for number, result in enumerate(results):
-        for name, label in (("prefix", "prefix query"), ("latest", "latest 10")):
-            found.setdefault(label, []).append((number, result.latencies.get(name, [])))
+        for operation, label in _OPERATIONS.items():
+            add(label, number, result.name, result.latencies.get(operation, []))
+    for number, result in enumerate(results):
         for run in result.runs:
-            found.setdefault(f"edit of a file; who asks: {run.reader}", []).append((number, run.edits))
-            found.setdefault(f"latest 10 during edits, asked {run.reader}", []).append((number, run.queries))
-    groups = []
-    for label, measured in found.items():
-        if bars := [(number, quantile(some, 0.5), quantile(some, 0.99)) for number, some in measured if some]:
-            groups.append((label, bars))
-    return groups
+            name = f"{result.name} ({run.reader})" if run.queries else result.name
+            add("edit of a file (while so asked)", number, name, run.edits)
+            add("latest 10 during edits", number, name, run.queries)
+    return list(found.items())
 
 
-def latency_plot(groups: Sequence[tuple[str, Sequence[tuple[int, float, float]]]], names: Sequence[str]) -> str:
+def latency_plot(groups: Sequence[tuple[str, Bars]]) -> str:
     """A bar to the median, a line on to the 99th percentile, and both as numbers, one map under the other."""
-    low = math.floor(math.log10(min(median for _, bars in groups for _, median, _ in bars)) - 0.3)
-    high = math.ceil(math.log10(max(top for _, bars in groups for _, _, top in bars)))
+    low = math.floor(math.log10(min(median for _, bars in groups for _, _, median, _ in bars)) - 0.3)
+    high = math.ceil(math.log10(max(top for _, bars in groups for *_, top in bars)))
     left, right = _NAMES, _NARROW - _NUMBERS
 
     def x(seconds: float) -> float:
@@ -75,9 +84,9 @@ def latency_plot(groups: Sequence[tuple[str, Sequence[tuple[int, float, float]]]
     for label, bars in groups:
         body.append(f'<text x="0" y="{y + 16:.1f}" style="font-weight:600">{html.escape(label)}</text>')
         y += _HEAD
-        for number, median, top in bars:
-            color, middle = _COLORS[number % len(_COLORS)], y + _ROW / 2
-            body.append(svg_text(left - 6, middle + 4, names[number], "end"))
+        for name, color, median, top in bars:
+            middle = y + _ROW / 2
+            body.append(svg_text(left - 6, middle + 4, name, "end"))
             body.append(
                 f'<rect x="{left}" y="{y + 3:.1f}" width="{x(median) - left:.1f}" height="{_ROW - 6}" fill="{color}"/>'
                 f'<line x1="{x(median):.1f}" x2="{x(top):.1f}" y1="{middle:.1f}" y2="{middle:.1f}" stroke="{color}" '

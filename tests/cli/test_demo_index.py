@@ -57,9 +57,9 @@ def test_demo_runs_to_its_last_line(tmp_path: Path, sources: Path, capsys: pytes
     assert all(row[1] == "2,000" and float(row[2]) > 0 for row in rows)
     assert rows[1][3:5] == ["16.0", "16.0"]
     assert all(float(row[3]) > 16 and float(row[4]) > 16 for row in (rows[0], rows[2]))
-    edits = table_of(lines, "edit threads", 4)
-    assert [row[1] for row in edits] == ["4", "4", "1", "1"]
-    assert [row[5] for row in edits] == ["every ms", "always", "never", "never"]
+    edits = table_of(lines, "edit threads", 5)
+    assert [row[1] for row in edits] == ["4", "4", "1", "1", "1"]
+    assert [row[5] for row in edits] == ["every ms", "always", "never", "never", "never"]
     assert all(float(row[2]) > 0 for row in edits)
     times = [cell for row in rows for cell in row[5:9]] + [cell for row in edits for cell in row[3:5]]
     times += [cell for row in edits[:2] for cell in row[7:9]]

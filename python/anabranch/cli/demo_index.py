@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def _measure(contender: Contender, corpus: Corpus, result: IndexResult, seconds:
     editors = Editors(contender, corpus, result, files)
     if isinstance(contender, Index):
         for name, pause in ((EVERY_MS, PAUSE), (ALWAYS, 0.0)):
-            editors.run(EDIT_SHARE / 2 * seconds, THREADS, name, Reader(contender, corpus, pause, seed))
+            editors.run(EDIT_SHARE / 3 * seconds, THREADS, name, Reader(contender, corpus, pause, seed))
+        editors.run(EDIT_SHARE / 3 * seconds, 1, NEVER, None)
     else:
         editors.run(EDIT_SHARE * seconds, 1, NEVER, None)
     editors.check(seed)
@@ -111,9 +113,9 @@ def conclusions(results: list[IndexResult], entries: int) -> list[str]:
         "Files are read in the order in which they changed, so that a word's last entries are its latest places. "
         f"prefix: up to {LIMIT} entries of all words with three first letters; latest: the last {NEWEST} places of a "
         "word. An edit takes a file's words out and puts them in as the latest.",
-        f"{THREADS} threads edit ours while one more asks for latest places: every millisecond, then always. "
-        "A thread of Python that never pauses keeps the interpreter's lock for 5 ms at a time, and editors wait for it."
-        " The other maps are not safe to share: one thread edits them, and nobody asks.",
+        f"{THREADS} threads edit ours while one more asks for latest places, every millisecond, then always; all share "
+        f"{os.cpu_count()} cores and, unless Python is free-threaded, its lock, so that they slow each other down. The "
+        "other maps are not safe to share: one thread edits them, and nobody asks, as in our last row.",
     ]
     if fewer := [f"{result.name} {result.entries:,}" for result in results if result.entries < entries]:
         notes.append(f"Fewer than {entries:,} entries, for lack of time: {'; '.join(fewer)}.")

@@ -133,6 +133,23 @@ void check_pause() {
   for (std::thread& writer : writers) writer.join();
   expect(index.size() == 3 && !index.contains(1) && index.find(4) == 4, "then they write");
 
+  {
+    const IndexPause pause(index.arena());
+    const IndexWriter reader(index.arena(), IndexWriter::Reads{});  // or whoever pauses could not read by locks
+  }
+  std::atomic<bool> read{false};
+  std::thread reader;
+  {
+    const IndexPause pause(index.arena(), true);
+    reader = std::thread([&] {
+      const IndexWriter guest(index.arena(), IndexWriter::Reads{});
+      read = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    expect(!read, "readers that lock wait for a pause that asks them to");
+  }
+  reader.join();
+
   // A pause waits for the writers that are inside.
   std::atomic<bool> inside{false}, leave{false}, left{false};
   std::thread writer([&] {

@@ -121,7 +121,7 @@ struct Tree {
 
   template <class Visit, class Step>
   [[gnu::noinline]] bool read_leaf_locked(const Key& key, Visit& visit, Step& step) const {
-    const IndexWriter guest(arena);  // it holds locks, so a fork must wait for it as for a writer
+    const IndexWriter guest(arena, IndexWriter::Reads{});  // it holds locks, so a fork must wait for it
     return try_read<ReadMode::shared>(key, visit, step);
   }
 

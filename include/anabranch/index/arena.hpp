@@ -40,6 +40,8 @@ struct IndexArena {
     auto* head = reinterpret_cast<uint64_t*>(control + IndexControl::free_head);
     uint64_t seen = __atomic_load_n(head, __ATOMIC_ACQUIRE);
     while (static_cast<uint32_t>(seen) != 0) {
+      if (static_cast<uint32_t>(seen) >= capacity()) [[unlikely]]
+        return 0;  // damaged
       // The node may be taken by another meanwhile; what is read here is then thrown away with the exchange that fails.
       const uint32_t below = index_detail::read(next_of(static_cast<uint32_t>(seen)));
       ANABRANCH_INDEX_YIELD(taking);

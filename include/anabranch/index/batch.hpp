@@ -82,7 +82,7 @@ struct Batch {
         for (int g = 0; g < count; ++g) {
           const auto& [leaf, version] = probes.places[g];
           const int i = leaf.lower_bound(probes.keys[g]);
-          bool there = i < leaf.count();
+          bool there = i < leaf.leaf_count();
           Key key{};
           uint64_t value = 0;
           if (there) {

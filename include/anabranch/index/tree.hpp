@@ -245,7 +245,7 @@ struct Tree {
   struct Descent {
     Place parent;
     Node leaf;
-    Outcome outcome = Outcome::again;  // yes, again, full
+    Outcome outcome = Outcome::again;  // yes, again; full where links are damaged
   };
 
   /// Locks the leaf for `key`, having made room in each inner node on the way for one more entry as far as there is
@@ -255,7 +255,8 @@ struct Tree {
     Place place = enter(node(index_root));
     bool sideways = false;
     for (int64_t steps = 0; place.node.level() > 0; ++steps) {
-      if (steps > arena.capacity()) return at;
+      // Nodes that others split and use again meanwhile can make it a few more.
+      if (steps > arena.capacity() + 1024) return damaged(at);
       if (place.node.is_before(key)) [[unlikely]] {
         sideways = true;
       } else if (shrinking ? is_sparse(place.node) : place.node.count() == Layout::inner_capacity) [[unlikely]] {
@@ -268,15 +269,16 @@ struct Tree {
         // Without memory to split it goes on all the same: the leaf may have the key, or room.
       }
       const uint32_t next = toward(place.node, key);
-      if (!exists(next)) return at;
+      if (!exists(next) || next == place.node.id) return place.unchanged() ? damaged(at) : at;
       const bool down = !place.node.is_before(key);
       const Node below = node(next);
       if (down && place.node.level() == 1) {
         below.prefetch_to_write();
         VersionLock::lock(below.lock());
-        if (!place.unchanged() || below.level() != 0) {
+        const bool current = place.unchanged();
+        if (!current || below.level() != 0) {
           VersionLock::unlock_unchanged(below.lock());
-          return at;
+          return current ? damaged(at) : at;
         }
         at.parent = place;
         return settle(at, below, key);
@@ -290,8 +292,9 @@ struct Tree {
       }
       place = then;
     }
+    if (place.node.id != index_root) return place.unchanged() ? damaged(at) : at;
     VersionLock::lock(place.node.lock());
-    if (place.node.level() != 0 || (place.node.id != index_root)) {
+    if (place.node.level() != 0) {
       VersionLock::unlock_unchanged(place.node.lock());
       return at;
     }
@@ -319,7 +322,8 @@ struct Tree {
       // A parent is full here where memory ended on the way down.
       const bool nameable = !named || parent.count() < Layout::inner_capacity;
       const uint32_t fresh = nameable ? arena.take_node() : 0;
-      if (fresh == 0) {
+      // A node that is in use is free only in damaged memory; this thread has locked it.
+      if (fresh == 0 || fresh == at.leaf.id || fresh == parent.id) {
         if (named) VersionLock::unlock_unchanged(parent.lock());
         VersionLock::unlock_unchanged(at.leaf.lock());
         at.outcome = Outcome::full;
@@ -401,13 +405,28 @@ struct Tree {
     }
   }
 
+  /// Trying again would lead to the same: the key has no place.
+  static Descent damaged(Descent at) {
+    at.outcome = Outcome::full;
+    return at;
+  }
+
   /// Goes right from a locked leaf while the key lies past it.
   [[gnu::always_inline]] Descent settle(Descent at, Node leaf, const Key& key) const {
-    while (leaf.is_before(key) && exists(leaf.next())) [[unlikely]] {
-      const Node right = node(leaf.next());
-      VersionLock::lock(right.lock());
-      VersionLock::unlock_unchanged(leaf.lock());
-      leaf = right;
+    while (leaf.is_before(key)) [[unlikely]] {
+      const Key border = leaf.high();
+      bool sound = exists(leaf.next()) && leaf.next() != leaf.id;
+      if (sound) {
+        const Node right = node(leaf.next());
+        VersionLock::lock(right.lock());
+        VersionLock::unlock_unchanged(leaf.lock());
+        leaf = right;
+        sound = leaf.level() == 0 && (leaf.next() == 0 || border < leaf.high());
+      }
+      if (!sound) {
+        VersionLock::unlock_unchanged(leaf.lock());
+        return damaged(at);
+      }
       at.parent = Place{};  // it names this leaf's left neighbour, and may not name this one
     }
     at.leaf = leaf;

@@ -80,7 +80,8 @@ class Guarded {
     }
     for (int64_t i = 0; i < n; i += 5) tree().insert(key(i), i, i % 2);
     Batch::insert(tree(), n, keys.data(), values.data(), true, status.data());
-    for (int64_t i = 0; i < n; i += 3) tree().erase(key(i));
+    uint64_t value;
+    for (int64_t i = 0; i < n; i += 3) tree().erase(key(i), value);
     Batch::erase(tree(), n, keys.data(), status.data());
     Batch::insert(tree(), n, keys.data(), values.data(), false, status.data());
     for (int64_t id = index_root; id < capacity; ++id)
@@ -111,7 +112,8 @@ void check_damage() {
   };
   damaged("nothing", [](const Memory&) {});
   damaged("a free node past the end", [](const Memory& memory) {
-    for (int64_t i = n / 4; i < n / 2; ++i) memory.tree().erase(Memory::key(2 * i));
+    uint64_t value;
+    for (int64_t i = n / 4; i < n / 2; ++i) memory.tree().erase(Memory::key(2 * i), value);
     const auto free = static_cast<uint32_t>(memory.arena.control[IndexControl::free_head]);
     expect(free != 0, "a node is free");
     memory.node(free).set_next(uint32_t{1} << 31);

@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "anabranch/core/parallel.hpp"
+#include "anabranch/index/leaf_run.hpp"
 #include "anabranch/index/scan.hpp"
 #include "anabranch/index/sort_entries.hpp"
 
@@ -115,8 +116,8 @@ struct Batch {
   static void insert(const Tree& tree, int64_t n, const int64_t* keys, const int64_t* values, bool assign,
                      IndexStatus* status) {
     write(tree, n, keys, [&](IndexWriter& writer, const Entry* entries, int64_t count) {
-      return tree.insert_run(
-          writer, count, assign, [&](int64_t i) { return entries[i].key; },
+      return LeafRun<isa, key_words>::insert(
+          tree, writer, count, assign, [&](int64_t i) { return entries[i].key; },
           [&](int64_t i) { return static_cast<uint64_t>(values[entries[i].index]); },
           [&](int64_t i, Outcome outcome) { status[entries[i].index] = status_of(outcome); });
     });
@@ -124,8 +125,8 @@ struct Batch {
 
   static void erase(const Tree& tree, int64_t n, const int64_t* keys, IndexStatus* status) {
     write(tree, n, keys, [&](IndexWriter& writer, const Entry* entries, int64_t count) {
-      return tree.erase_run(
-          writer, count, [&](int64_t i) { return entries[i].key; },
+      return LeafRun<isa, key_words>::erase(
+          tree, writer, count, [&](int64_t i) { return entries[i].key; },
           [&](int64_t i, Outcome outcome) { status[entries[i].index] = status_of(outcome); });
     });
   }

@@ -61,6 +61,31 @@ void check_shared_reads() {
   expect_valid(index);
 }
 
+/// A batch that changes a leaf while it is read makes the reader look again; one that changes nothing does not.
+void check_batches_and_readers() {
+  context = "batches beside a reader";
+  Index index;
+  for (int64_t key = 0; key < 2000; ++key) index.insert(2 * key, 1);
+  const std::vector<int64_t> there{100, 102, 102}, absent{101, 103, 103};
+  const std::vector<uint64_t> values{7, 8, 9};
+  std::vector<IndexStatus> status(3);
+  const auto visits = [&](auto&& write) {
+    int count = 0;
+    tree_of(index).read_leaf({100}, [&](const Node&, uint64_t) {
+      if (++count == 1) write();
+    });
+    return count;
+  };
+  expect(visits([&] { index.insert(there, values, status, false); }) == 1, "insert of keys that are there");
+  expect(visits([&] { index.erase(absent, status); }) == 1, "erase of keys that are not");
+  expect(visits([&] { index.insert(there, values, status, true); }) == 2, "assignment");
+  expect(index.find(100) == 7 && index.find(102) == 9, "the last one's value stays");
+  expect(visits([&] { index.insert(absent, values, status, false); }) == 2, "insert");
+  expect(index.find(101) == 7 && index.find(103) == 8, "the first one is inserted");
+  expect(visits([&] { index.erase(absent, status); }) == 2, "erase");
+  expect_valid(index);
+}
+
 void check_unnamed_nodes() {
   for (const int percent : {20, 90, 100}) {
     context = "nodes without a parent, " + std::to_string(percent) + " %";
@@ -243,6 +268,7 @@ void check_validator() {
 int main() {
   alarm(60);  // a search that never ends is a failure, too
   check_shared_reads();
+  check_batches_and_readers();
   check_unnamed_nodes();
   check_pause();
   check_validator();

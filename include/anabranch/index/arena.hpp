@@ -155,7 +155,7 @@ class OwnedIndexArena {
   /// Room for `max_nodes` nodes, or for as many as the system lets one reserve. Throws std::bad_alloc where it is none.
   explicit OwnedIndexArena(int key_words, int64_t max_nodes = default_max_nodes) {
     check(max_nodes >= 3 && max_nodes <= int64_t{1} << 32, "BSkipList: max_nodes is ", max_nodes,
-          ", must be between 3 and 2^32");
+          ", must be from 3 to 2^32; give it room for some nodes of 1 KiB");
     constexpr std::size_t front = (IndexControl::words * 8 + 4095) / 4096 * 4096;
     for (;; max_nodes /= 2) {
       bytes_ = front + static_cast<std::size_t>(max_nodes) * index_node_words * 8 + huge_page_bytes;

@@ -31,12 +31,6 @@ struct Batch {
   /// Keys worth another thread.
   static constexpr int64_t grain = 2048;
 
-  static Key key_at(const int64_t* keys, int64_t i) {
-    Key key;
-    for (int w = 0; w < key_words; ++w) key[w] = keys[i * key_words + w];
-    return key;
-  }
-
   static IndexStatus status_of(Outcome outcome) {
     return outcome == Outcome::yes  ? IndexStatus::changed
            : outcome == Outcome::no ? IndexStatus::unchanged
@@ -107,7 +101,7 @@ struct Batch {
   static void range_count(const Tree& tree, int64_t n, const int64_t* first, const int64_t* last, int64_t* counts) {
     parallel_for(n, grain / 16, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        counts[i] = Scan<isa, key_words>::range_count(tree, key_at(first, i), key_at(last, i));
+        counts[i] = Scan<isa, key_words>::range_count(tree, Key::at(first, i), Key::at(last, i));
     });
   }
 
@@ -142,7 +136,7 @@ struct Batch {
     Probes(const Tree& tree, const int64_t* all_keys, int64_t first, int count) : count(count) {
       const Place root = tree.enter(tree.node(index_root));
       for (int g = 0; g < count; ++g) {
-        keys[g] = key_at(all_keys, first + g);
+        keys[g] = Key::at(all_keys, first + g);
         places[g] = root;
       }
     }

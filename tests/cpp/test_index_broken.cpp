@@ -112,7 +112,7 @@ void check_damage() {
   using Memory = Guarded<key_words>;
   using Layout = IndexNode<key_words>;
   using Node = typename Memory::Node;
-  constexpr int64_t n = 1000;
+  constexpr int64_t n = rounds < 20 ? 550 : 1000;
   const auto damaged = [](const char* what, auto&& damage) {
     context = std::string(what) + ", keys of " + std::to_string(key_words);
     const Memory memory(n);
@@ -127,7 +127,7 @@ void check_damage() {
     expect(free != 0, "a node is free");
     memory.node(free).set_next(uint32_t{1} << 31);
   });
-  for (int i = 0; i < 12; ++i) {
+  for (int i = 0; i < 8; ++i) {
     damaged("a leaf in use is free",
             [i](const Memory& memory) { memory.arena.control[IndexControl::free_head] = memory.leaf(i).id; });
   }

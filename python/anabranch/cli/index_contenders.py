@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from itertools import islice
 from typing import Any, Protocol
 
@@ -21,14 +22,17 @@ class Contender(Protocol):
     def build(self, keys: Words, values: Words) -> None:
         """Takes entries on top of those that are there, in no order."""
 
-    def prefix(self, first: int, last: int, limit: int) -> int:
-        """Fetches up to `limit` entries of a range, the first ones; their number."""
+    def prefix(self, first: int, last: int, limit: int) -> tuple[Any, Any]:
+        """Up to `limit` entries of a range, the first ones: keys and values, each a sequence of its own kind."""
 
     def latest(self, first: int, last: int, count: int) -> list[int]:
         """The last keys of a range, descending."""
 
     def edit(self, old: Words, new: Words, values: Words) -> None:
         """Takes the old keys away and the new ones in."""
+
+    def memory_bytes(self) -> int:
+        """Of all entries, with what is spare between them."""
 
 
 class Index:
@@ -42,8 +46,8 @@ class Index:
     def build(self, keys: Words, values: Words) -> None:
         self.map.insert(keys, values)
 
-    def prefix(self, first: int, last: int, limit: int) -> int:
-        return len(self.map.range(first, last, limit=limit)[0])
+    def prefix(self, first: int, last: int, limit: int) -> tuple[Any, Any]:
+        return self.map.range(first, last, limit=limit)
 
     def latest(self, first: int, last: int, count: int) -> list[int]:
         return list(islice(self.map.irange(first, last, inclusive=(True, False), reverse=True), count))
@@ -51,6 +55,9 @@ class Index:
     def edit(self, old: Words, new: Words, values: Words) -> None:
         self.map.erase(old)
         self.map.insert(new, values)
+
+    def memory_bytes(self) -> int:
+        return self.map.memory_bytes
 
 
 class SortedDictionary:
@@ -64,9 +71,9 @@ class SortedDictionary:
     def build(self, keys: Words, values: Words) -> None:
         self.map.update(zip(keys.tolist(), values.tolist(), strict=True))
 
-    def prefix(self, first: int, last: int, limit: int) -> int:
-        found = islice(self.map.irange(first, last, inclusive=(True, False)), limit)
-        return len([self.map[key] for key in found])
+    def prefix(self, first: int, last: int, limit: int) -> tuple[Any, Any]:
+        found = list(islice(self.map.irange(first, last, inclusive=(True, False)), limit))
+        return found, [self.map[key] for key in found]
 
     def latest(self, first: int, last: int, count: int) -> list[int]:
         return list(islice(self.map.irange(first, last, inclusive=(True, False), reverse=True), count))
@@ -76,6 +83,11 @@ class SortedDictionary:
             del self.map[key]
         for key, value in zip(new.tolist(), values.tolist(), strict=True):
             self.map[key] = value
+
+    def memory_bytes(self) -> int:
+        """Of the dictionary, the integers, and a pointer a key in the sorted lists; their spare room is not counted."""
+        integers = sum(map(sys.getsizeof, self.map.keys())) + sum(map(sys.getsizeof, self.map.values()))
+        return sys.getsizeof(self.map) + integers + 8 * len(self.map)
 
 
 class SortedArrays:
@@ -91,10 +103,10 @@ class SortedArrays:
         order = np.argsort(keys, kind="stable")
         self.keys, self.values = keys[order], values[order]
 
-    def prefix(self, first: int, last: int, limit: int) -> int:
+    def prefix(self, first: int, last: int, limit: int) -> tuple[Any, Any]:
         begin, end = np.searchsorted(self.keys, [first, last])
         stretch = slice(begin, min(end, begin + limit))
-        return min(len(self.keys[stretch].copy()), len(self.values[stretch].copy()))
+        return self.keys[stretch].copy(), self.values[stretch].copy()
 
     def latest(self, first: int, last: int, count: int) -> list[int]:
         begin, end = np.searchsorted(self.keys, [first, last])
@@ -107,10 +119,12 @@ class SortedArrays:
         self.keys, self.values = self.keys[kept], self.values[kept]
         self.build(new, values)
 
+    def memory_bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
 
-def contenders() -> list[Contender]:
+
+def contenders() -> list[type[Contender]]:
     """All that this machine has, ours first."""
-    found: list[Contender] = [Index()]
     if importlib.util.find_spec("sortedcontainers"):
-        found.append(SortedDictionary())
-    return [*found, SortedArrays()]
+        return [Index, SortedArrays, SortedDictionary]
+    return [Index, SortedArrays]

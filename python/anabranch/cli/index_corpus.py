@@ -59,7 +59,8 @@ def source_files(folder: Path | None = None) -> list[Path]:
     root = folder or Path(sysconfig.get_paths()["stdlib"])
     if not root.is_dir():
         raise ValueError(f"--text: {root} is no folder, must be one with Python files; name it, or leave --text out")
-    files = [file for file in root.rglob("*.py") if not {"site-packages", "dist-packages"} & set(file.parts)]
+    others = {"site-packages", "dist-packages"}
+    files = [file for file in root.rglob("*.py") if not others & set(file.relative_to(root).parts) and file.is_file()]
     return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file))
 
 

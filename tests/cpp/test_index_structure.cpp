@@ -86,6 +86,26 @@ void check_batches_and_readers() {
   expect_valid(index);
 }
 
+/// Writers that walk past unnamed nodes name them, so that such a row does not become the way for ever.
+void check_walkers_name() {
+  context = "naming";
+  constexpr int64_t n = 30000;
+  Index index;
+  for (int64_t key = 0; key < n; ++key) index.insert(key, key);
+  forget_entries(index, 100);
+  const auto steps = [&](int64_t key) {
+    int count = 0;
+    tree_of(index).try_read<ReadMode::shared>(
+        {key}, [](const Node&, uint64_t) {}, [&](const Node&, uint32_t) { ++count; });
+    return count;
+  };
+  expect(steps(n) > 20, "a long way at first");
+  for (int64_t key = n; key < n + 1000; ++key) index.insert(key, key);
+  expect(steps(n + 1000) <= 3, "then the levels alone");
+  for (int64_t key = 0; key < n + 1000; ++key) expect(index.find(key) == key, "every key is found");
+  expect_valid(index);
+}
+
 void check_unnamed_nodes() {
   for (const int percent : {20, 90, 100}) {
     context = "nodes without a parent, " + std::to_string(percent) + " %";
@@ -269,6 +289,7 @@ int main() {
   alarm(60);  // a search that never ends is a failure, too
   check_shared_reads();
   check_batches_and_readers();
+  check_walkers_name();
   check_unnamed_nodes();
   check_pause();
   check_validator();

@@ -37,6 +37,16 @@ struct Rebalance {
   /// A node with so few entries is merged.
   static constexpr int sparse(bool leaf) { return Layout::capacity(leaf) / 4; }
 
+  /// Names a node that so far only its left neighbour leads to, in the parent of that one: whoever walked past goes
+  /// down next time. Only where the parent has room and nobody is in the way. Its keys begin at `border`.
+  [[gnu::noinline]] void name(const Place& parent, const Key& border, uint32_t id) const {
+    const Node above = parent.node;
+    if (above.id == 0 || above.count() == Layout::inner_capacity || above.is_before(border) || !parent.upgrade())
+      return;
+    above.insert_child(above.entry_of(border) + 1, border, id);
+    VersionLock::unlock(above.lock());
+  }
+
   /// Splits a full inner node on the way down; its parent has room, because the way led through it, unless memory ended
   /// there. The search then begins again. full: nothing has changed, and the search may go on.
   [[gnu::noinline]] Outcome make_room(const Place& parent, const Place& place) const {

@@ -200,10 +200,13 @@ struct Tree : Rebalance<isa, key_words> {
       }
       below.prefetch(place.node.level() - 1);
       const Place then = enter(below);
+      const Key border = place.node.high();
       if (!place.unchanged()) return at;
       if (down) {
         at.parent = place;
         sideways = false;
+      } else {
+        this->name(at.parent, border, next);
       }
       place = then;
     }
@@ -340,7 +343,8 @@ struct Tree : Rebalance<isa, key_words> {
         VersionLock::unlock_unchanged(leaf.lock());
         return damaged(at);
       }
-      at.parent = Place{};  // it names this leaf's left neighbour, and may not name this one
+      this->name(at.parent, border, leaf.id);
+      at.parent = Place{};  // it has changed, or does not name this leaf
     }
     at.leaf = leaf;
     at.outcome = Outcome::yes;

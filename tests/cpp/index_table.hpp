@@ -21,7 +21,10 @@ class TableIndex {
   bool insert_or_assign(const T& key, uint64_t value) {
     return changed(f_.insert(at(), Order::to_words(key).words, value, true));
   }
-  bool erase(const T& key) { return f_.erase(at(), Order::to_words(key).words); }
+  bool erase(const T& key) {
+    uint64_t value;
+    return f_.erase(at(), Order::to_words(key).words, &value);
+  }
   std::optional<uint64_t> find(const T& key) const {
     uint64_t value;
     return f_.find(at(), Order::to_words(key).words, &value) ? std::optional(value) : std::nullopt;

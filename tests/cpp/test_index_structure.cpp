@@ -61,6 +61,51 @@ void check_shared_reads() {
   expect_valid(index);
 }
 
+/// A batch that changes a leaf while it is read makes the reader look again; one that changes nothing does not.
+void check_batches_and_readers() {
+  context = "batches beside a reader";
+  Index index;
+  for (int64_t key = 0; key < 2000; ++key) index.insert(2 * key, 1);
+  const std::vector<int64_t> there{100, 102, 102}, absent{101, 103, 103};
+  const std::vector<uint64_t> values{7, 8, 9};
+  std::vector<IndexStatus> status(3);
+  const auto visits = [&](auto&& write) {
+    int count = 0;
+    tree_of(index).read_leaf({100}, [&](const Node&, uint64_t) {
+      if (++count == 1) write();
+    });
+    return count;
+  };
+  expect(visits([&] { index.insert(there, values, status, false); }) == 1, "insert of keys that are there");
+  expect(visits([&] { index.erase(absent, status); }) == 1, "erase of keys that are not");
+  expect(visits([&] { index.insert(there, values, status, true); }) == 2, "assignment");
+  expect(index.find(100) == 7 && index.find(102) == 9, "the last one's value stays");
+  expect(visits([&] { index.insert(absent, values, status, false); }) == 2, "insert");
+  expect(index.find(101) == 7 && index.find(103) == 8, "the first one is inserted");
+  expect(visits([&] { index.erase(absent, status); }) == 2, "erase");
+  expect_valid(index);
+}
+
+/// Writers that walk past unnamed nodes name them, so that such a row does not become the way for ever.
+void check_walkers_name() {
+  context = "naming";
+  constexpr int64_t n = 30000;
+  Index index;
+  for (int64_t key = 0; key < n; ++key) index.insert(key, key);
+  forget_entries(index, 100);
+  const auto steps = [&](int64_t key) {
+    int count = 0;
+    tree_of(index).try_read<ReadMode::shared>(
+        {key}, [](const Node&, uint64_t) {}, [&](const Node&, uint32_t) { ++count; });
+    return count;
+  };
+  expect(steps(n) > 20, "a long way at first");
+  for (int64_t key = n; key < n + 1000; ++key) index.insert(key, key);
+  expect(steps(n + 1000) <= 3, "then the levels alone");
+  for (int64_t key = 0; key < n + 1000; ++key) expect(index.find(key) == key, "every key is found");
+  expect_valid(index);
+}
+
 void check_unnamed_nodes() {
   for (const int percent : {20, 90, 100}) {
     context = "nodes without a parent, " + std::to_string(percent) + " %";
@@ -132,6 +177,23 @@ void check_pause() {
   }
   for (std::thread& writer : writers) writer.join();
   expect(index.size() == 3 && !index.contains(1) && index.find(4) == 4, "then they write");
+
+  {
+    const IndexPause pause(index.arena());
+    const IndexWriter reader(index.arena(), IndexWriter::Reads{});  // or whoever pauses could not read by locks
+  }
+  std::atomic<bool> read{false};
+  std::thread reader;
+  {
+    const IndexPause pause(index.arena(), true);
+    reader = std::thread([&] {
+      const IndexWriter guest(index.arena(), IndexWriter::Reads{});
+      read = true;
+    });
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    expect(!read, "readers that lock wait for a pause that asks them to");
+  }
+  reader.join();
 
   // A pause waits for the writers that are inside.
   std::atomic<bool> inside{false}, leave{false}, left{false};
@@ -226,6 +288,8 @@ void check_validator() {
 int main() {
   alarm(60);  // a search that never ends is a failure, too
   check_shared_reads();
+  check_batches_and_readers();
+  check_walkers_name();
   check_unnamed_nodes();
   check_pause();
   check_validator();

@@ -136,6 +136,11 @@ def test_a_snapshot_is_a_sorted_mapping_that_stays(both: tuple[BSkipList, Any]) 
     index.clear()
     assert isinstance(snapshot, Snapshot) and snapshot == expected and list(snapshot) == list(expected)
     assert list(reversed(snapshot)) == list(expected)[::-1] and len(snapshot) == len(expected)
+    values, items = snapshot.values(), snapshot.items()
+    assert list(values) == list(expected.values()) and list(items) == list(expected.items())
+    assert list(reversed(values)) == list(values)[::-1] and list(reversed(items)) == list(items)[::-1]
+    item = snapshot.peekitem(3)
+    assert item in items and item[1] in values and (item[0], None) not in items and None not in values
     low, high = expected.keys()[10], expected.keys()[-10]
     for inclusive in ((True, False), (False, True)):
         assert list(snapshot.irange(low, high, inclusive)) == list(expected.irange(low, high, inclusive))

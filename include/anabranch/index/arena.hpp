@@ -40,6 +40,8 @@ struct IndexArena {
     auto* head = reinterpret_cast<uint64_t*>(control + IndexControl::free_head);
     uint64_t seen = __atomic_load_n(head, __ATOMIC_ACQUIRE);
     while (static_cast<uint32_t>(seen) != 0) {
+      if (static_cast<uint32_t>(seen) >= capacity()) [[unlikely]]
+        return 0;  // damaged
       // The node may be taken by another meanwhile; what is read here is then thrown away with the exchange that fails.
       const uint32_t below = index_detail::read(next_of(static_cast<uint32_t>(seen)));
       ANABRANCH_INDEX_YIELD(taking);
@@ -85,14 +87,12 @@ struct IndexArena {
 /// A writer is inside for one operation, or for one batch. Leaving adds to the size by the same instruction.
 class IndexWriter {
  public:
-  [[gnu::always_inline]] explicit IndexWriter(const IndexArena& arena) : word_(arena.slot_word(thread_slot())) {
-    int64_t* gate = arena.control + IndexControl::gate;
-    for (index_detail::Spin spin;; spin.wait()) {
-      __atomic_fetch_add(word_, 1, __ATOMIC_SEQ_CST);
-      if (__atomic_load_n(gate, __ATOMIC_SEQ_CST) == 0) return;
-      __atomic_fetch_sub(word_, 1, __ATOMIC_RELEASE);
-    }
-  }
+  [[gnu::always_inline]] explicit IndexWriter(const IndexArena& arena) : IndexWriter(arena, 1) {}
+
+  /// For one that only reads, but takes locks. A pause for writers lets it in: it may be the one who made it.
+  struct Reads {};
+  IndexWriter(const IndexArena& arena, Reads) : IndexWriter(arena, IndexControl::readers_unit) {}
+
   IndexWriter(const IndexWriter&) = delete;
   IndexWriter& operator=(const IndexWriter&) = delete;
   [[gnu::always_inline]] ~IndexWriter() {
@@ -102,6 +102,16 @@ class IndexWriter {
   [[gnu::always_inline]] void add_to_size(int64_t keys) { added_ += keys; }
 
  private:
+  /// Enters while the gate is less than `closed`.
+  [[gnu::always_inline]] IndexWriter(const IndexArena& arena, int64_t closed) : word_(arena.slot_word(thread_slot())) {
+    int64_t* gate = arena.control + IndexControl::gate;
+    for (index_detail::Spin spin;; spin.wait()) {
+      __atomic_fetch_add(word_, 1, __ATOMIC_SEQ_CST);
+      if (__atomic_load_n(gate, __ATOMIC_SEQ_CST) < closed) return;
+      __atomic_fetch_sub(word_, 1, __ATOMIC_RELEASE);
+    }
+  }
+
   /// Threads take slots in turn; two of one slot only share a cache line.
   [[gnu::always_inline]] static int thread_slot() {
     static std::atomic<unsigned> threads{0};
@@ -114,12 +124,13 @@ class IndexWriter {
   int64_t added_ = 0;
 };
 
-/// No writer is inside while this lives: for snapshots, for saving, and before a fork. Must not be made by a thread
-/// that is a writer itself.
+/// No writer is inside while this lives: for snapshots and saving; and, where `readers_too`, nobody who holds a lock.
+/// Must not be made by a thread that is a writer itself, nor read by locks where `readers_too`.
 class IndexPause {
  public:
-  explicit IndexPause(const IndexArena& arena) : arena_(arena) {
-    __atomic_fetch_add(gate(), 1, __ATOMIC_SEQ_CST);
+  explicit IndexPause(const IndexArena& arena, bool readers_too = false)
+      : arena_(arena), unit_(readers_too ? IndexControl::readers_unit : 1) {
+    __atomic_fetch_add(gate(), unit_, __ATOMIC_SEQ_CST);
     for (int slot = 0; slot < IndexControl::num_slots; ++slot) {
       for (index_detail::Spin spin;
            __atomic_load_n(arena_.slot_word(slot), __ATOMIC_SEQ_CST) & (IndexControl::size_unit - 1);)
@@ -128,11 +139,12 @@ class IndexPause {
   }
   IndexPause(const IndexPause&) = delete;
   IndexPause& operator=(const IndexPause&) = delete;
-  ~IndexPause() { __atomic_fetch_sub(gate(), 1, __ATOMIC_RELEASE); }
+  ~IndexPause() { __atomic_fetch_sub(gate(), unit_, __ATOMIC_RELEASE); }
 
  private:
   int64_t* gate() const { return arena_.control + IndexControl::gate; }
   IndexArena arena_;
+  int64_t unit_;
 };
 
 /// Memory of its own for an index that grows: addresses are reserved once, pages come when they are touched. So nodes
@@ -143,7 +155,7 @@ class OwnedIndexArena {
   /// Room for `max_nodes` nodes, or for as many as the system lets one reserve. Throws std::bad_alloc where it is none.
   explicit OwnedIndexArena(int key_words, int64_t max_nodes = default_max_nodes) {
     check(max_nodes >= 3 && max_nodes <= int64_t{1} << 32, "BSkipList: max_nodes is ", max_nodes,
-          ", must be between 3 and 2^32");
+          ", must be from 3 to 2^32; give it room for some nodes of 1 KiB");
     constexpr std::size_t front = (IndexControl::words * 8 + 4095) / 4096 * 4096;
     for (;; max_nodes /= 2) {
       bytes_ = front + static_cast<std::size_t>(max_nodes) * index_node_words * 8 + huge_page_bytes;

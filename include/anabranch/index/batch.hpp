@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "anabranch/core/parallel.hpp"
+#include "anabranch/index/leaf_run.hpp"
 #include "anabranch/index/scan.hpp"
 #include "anabranch/index/sort_entries.hpp"
 
@@ -29,12 +30,6 @@ struct Batch {
   static constexpr int group = 24;
   /// Keys worth another thread.
   static constexpr int64_t grain = 2048;
-
-  static Key key_at(const int64_t* keys, int64_t i) {
-    Key key;
-    for (int w = 0; w < key_words; ++w) key[w] = keys[i * key_words + w];
-    return key;
-  }
 
   static IndexStatus status_of(Outcome outcome) {
     return outcome == Outcome::yes  ? IndexStatus::changed
@@ -82,7 +77,7 @@ struct Batch {
         for (int g = 0; g < count; ++g) {
           const auto& [leaf, version] = probes.places[g];
           const int i = leaf.lower_bound(probes.keys[g]);
-          bool there = i < leaf.count();
+          bool there = i < leaf.leaf_count();
           Key key{};
           uint64_t value = 0;
           if (there) {
@@ -106,7 +101,7 @@ struct Batch {
   static void range_count(const Tree& tree, int64_t n, const int64_t* first, const int64_t* last, int64_t* counts) {
     parallel_for(n, grain / 16, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
-        counts[i] = Scan<isa, key_words>::range_count(tree, key_at(first, i), key_at(last, i));
+        counts[i] = Scan<isa, key_words>::range_count(tree, Key::at(first, i), Key::at(last, i));
     });
   }
 
@@ -115,8 +110,8 @@ struct Batch {
   static void insert(const Tree& tree, int64_t n, const int64_t* keys, const int64_t* values, bool assign,
                      IndexStatus* status) {
     write(tree, n, keys, [&](IndexWriter& writer, const Entry* entries, int64_t count) {
-      return tree.insert_run(
-          writer, count, assign, [&](int64_t i) { return entries[i].key; },
+      return LeafRun<isa, key_words>::insert(
+          tree, writer, count, assign, [&](int64_t i) { return entries[i].key; },
           [&](int64_t i) { return static_cast<uint64_t>(values[entries[i].index]); },
           [&](int64_t i, Outcome outcome) { status[entries[i].index] = status_of(outcome); });
     });
@@ -124,8 +119,8 @@ struct Batch {
 
   static void erase(const Tree& tree, int64_t n, const int64_t* keys, IndexStatus* status) {
     write(tree, n, keys, [&](IndexWriter& writer, const Entry* entries, int64_t count) {
-      return tree.erase_run(
-          writer, count, [&](int64_t i) { return entries[i].key; },
+      return LeafRun<isa, key_words>::erase(
+          tree, writer, count, [&](int64_t i) { return entries[i].key; },
           [&](int64_t i, Outcome outcome) { status[entries[i].index] = status_of(outcome); });
     });
   }
@@ -141,7 +136,7 @@ struct Batch {
     Probes(const Tree& tree, const int64_t* all_keys, int64_t first, int count) : count(count) {
       const Place root = tree.enter(tree.node(index_root));
       for (int g = 0; g < count; ++g) {
-        keys[g] = key_at(all_keys, first + g);
+        keys[g] = Key::at(all_keys, first + g);
         places[g] = root;
       }
     }

@@ -11,14 +11,13 @@
 // how the threads keep out of each other's way, layout.hpp what memory looks like.
 #pragma once
 
-#include <pthread.h>
-
 #include <iterator>
-#include <mutex>
+#include <new>
 #include <optional>
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "anabranch/index/batch.hpp"
 #include "anabranch/index/bulk_load.hpp"
@@ -109,11 +108,10 @@ class BSkipList {
     while (seen < limit) {
       const int64_t wanted = std::min(chunk, limit - seen);
       const int64_t got = Scan::range(tree(), from, index_detail::greatest_key<key_words>(), wanted, keys, values);
-      for (int64_t i = 0; i < got; ++i)
-        visit(Order::from_words(Batch::key_at(keys, i)), static_cast<uint64_t>(values[i]));
+      for (int64_t i = 0; i < got; ++i) visit(Order::from_words(Words::at(keys, i)), static_cast<uint64_t>(values[i]));
       seen += got;
       if (got < wanted) break;
-      from = Batch::key_at(keys, got - 1);
+      from = Words::at(keys, got - 1);
       if (!index_detail::step_key<key_words>(from, true)) break;
     }
     return seen;
@@ -125,11 +123,12 @@ class BSkipList {
   /// ascend.
   void bulk_load(std::span<const Key> keys, std::span<const uint64_t> values) {
     check(keys.size() == values.size(), "bulk_load: values has ", values.size(), " entries, must have ", keys.size(),
-          " like keys");
+          " like keys; give each key a value");
     int64_t bad = 0;
     const auto outcome = index_detail::BulkLoader<isa, key_words>::load(tree(), static_cast<int64_t>(keys.size()),
                                                                         words_of(keys).data(), as_words(values), bad);
-    check(outcome != index_detail::BulkLoad::not_empty, "bulk_load: the index has keys, must be empty; clear() it");
+    check(outcome != index_detail::BulkLoad::not_empty,
+          "bulk_load: the index has keys, must be empty; load into a new one");
     check(outcome != index_detail::BulkLoad::not_ascending, "bulk_load: keys[", bad,
           "] is not greater than the key before it, must be; sort the keys and drop repetitions");
     if (outcome == index_detail::BulkLoad::full) throw std::bad_alloc();
@@ -150,7 +149,7 @@ class BSkipList {
     check_lengths("erase", keys.size(), keys.size(), status.size());
     Batch::erase(tree(), keys.size(), words_of(keys).data(), status.data());
   }
-  /// Where found[i] is false, found_keys[i] is not written to anything of meaning.
+  /// Where found[i] is false, values[i] is 0 and found_keys[i] is left as it was.
   void lower_bound(std::span<const Key> keys, std::span<Key> found_keys, std::span<uint64_t> values,
                    std::span<bool> found) const {
     check_lengths("lower_bound", keys.size(), values.size(), found.size());
@@ -159,9 +158,7 @@ class BSkipList {
     Batch::lower_bound(tree(), keys.size(), words_of(keys).data(), words.data(),
                        reinterpret_cast<int64_t*>(values.data()), found.data());
     for (size_t i = 0; i < keys.size(); ++i) {
-      Words key;
-      for (int w = 0; w < key_words; ++w) key[w] = words[i * key_words + w];
-      if (found[i]) found_keys[i] = Order::from_words(key);
+      if (found[i]) found_keys[i] = Order::from_words(Words::at(words.data(), i));
     }
   }
 
@@ -180,7 +177,7 @@ class BSkipList {
 
   static void check_lengths(const char* op, size_t keys, size_t values, size_t results) {
     check(values == keys && results == keys, op, ": spans have ", keys, ", ", values, " and ", results,
-          " entries, must have as many as keys");
+          " entries, must have as many as keys; make them of one length");
   }
 
   static const int64_t* as_words(std::span<const uint64_t> values) {
@@ -212,9 +209,7 @@ class BSkipList<Key, Compare, isa>::Range {
       if (range.any_) fetch();
     }
     value_type operator*() const {
-      Words key;
-      for (int w = 0; w < key_words; ++w) key[w] = keys_[at_ * key_words + w];
-      return {Order::from_words(key), static_cast<uint64_t>(values_[at_])};
+      return {Order::from_words(Words::at(keys_, at_)), static_cast<uint64_t>(values_[at_])};
     }
     Iterator& operator++() {
       if (++at_ == count_ && more_) fetch();
@@ -231,7 +226,7 @@ class BSkipList<Key, Compare, isa>::Range {
       count_ = Scan::range(tree_, first_, last_, chunk, keys_, values_);
       more_ = count_ == chunk;
       if (!more_) return;
-      for (int w = 0; w < key_words; ++w) first_[w] = keys_[(count_ - 1) * key_words + w];
+      first_ = Words::at(keys_, count_ - 1);
       more_ = index_detail::step_key<key_words>(first_, true);
     }
 

@@ -38,17 +38,11 @@ struct BulkLoader {
   static constexpr int per_leaf = Layout::leaf_capacity * 9 / 10, per_inner = Layout::inner_capacity * 9 / 10;
   static constexpr int64_t grain = 1 << 14;  // keys worth a thread
 
-  static Key key_at(const int64_t* keys, int64_t i) {
-    Key key;
-    for (int w = 0; w < key_words; ++w) key[w] = keys[i * key_words + w];
-    return key;
-  }
-
   static int64_t first_not_ascending(int64_t n, const int64_t* keys) {
     std::atomic<int64_t> bad{n};
     parallel_for(n - 1, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        if (key_at(keys, i) < key_at(keys, i + 1)) [[likely]]
+        if (Key::at(keys, i) < Key::at(keys, i + 1)) [[likely]]
           continue;
         for (int64_t seen = bad.load(); i + 1 < seen && !bad.compare_exchange_weak(seen, i + 1);) {
         }
@@ -95,14 +89,14 @@ struct BulkLoader {
         for (int64_t i = begin; i < end; ++i) write_node(tree, levels, l, i, keys, values);
       });
     }
-    write_inner(tree, root, levels.size(), 0, levels.back().nodes, levels, keys);
+    write_inner(root, levels.size(), 0, levels.back().nodes, levels, keys);
     return BulkLoad::done;
   }
 
   /// The first key below node i of a level; the least there is where nothing lies to its left.
   static Key border(const std::vector<Level>& levels, size_t level, int64_t i, const int64_t* keys) {
     for (size_t l = level + 1; l-- > 0;) i = levels[l].begin(i);
-    return i == 0 ? least_key<key_words>() : key_at(keys, i);
+    return i == 0 ? least_key<key_words>() : Key::at(keys, i);
   }
 
   static void write_node(const Tree& tree, const std::vector<Level>& levels, size_t l, int64_t i, const int64_t* keys,
@@ -112,7 +106,7 @@ struct BulkLoader {
     if (l == 0) {
       write_leaf(node, level.begin(i), level.begin(i + 1), keys, values);
     } else {
-      write_inner(tree, node, l, level.begin(i), level.begin(i + 1), levels, keys);
+      write_inner(node, l, level.begin(i), level.begin(i + 1), levels, keys);
     }
     const bool last = i + 1 == level.nodes;
     node.set_next(last ? 0 : node.id + 1);
@@ -130,8 +124,8 @@ struct BulkLoader {
   }
 
   /// Entries are the nodes [begin, end) of the level below.
-  static void write_inner(const Tree&, const Node& node, size_t level, int64_t begin, int64_t end,
-                          const std::vector<Level>& levels, const int64_t* keys) {
+  static void write_inner(const Node& node, size_t level, int64_t begin, int64_t end, const std::vector<Level>& levels,
+                          const int64_t* keys) {
     node.set_level(static_cast<int>(level));
     node.set_count(static_cast<int>(end - begin));
     for (int64_t i = begin; i < end; ++i) {

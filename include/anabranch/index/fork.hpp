@@ -48,7 +48,7 @@ class ForkRegistry {
 
   void prepare() {
     mutex_.lock();
-    for (int64_t* control : controls_) __atomic_fetch_add(gate(control), 1, __ATOMIC_SEQ_CST);
+    for (int64_t* control : controls_) __atomic_fetch_add(gate(control), IndexControl::readers_unit, __ATOMIC_SEQ_CST);
     for (int64_t* control : controls_) {
       for (int i = 0; i < IndexControl::num_slots; ++i) {
         for (Spin spin; __atomic_load_n(slot(control, i), __ATOMIC_SEQ_CST) & (IndexControl::size_unit - 1);)
@@ -58,7 +58,7 @@ class ForkRegistry {
   }
 
   void parent() {
-    for (int64_t* control : controls_) __atomic_fetch_sub(gate(control), 1, __ATOMIC_RELEASE);
+    for (int64_t* control : controls_) __atomic_fetch_sub(gate(control), IndexControl::readers_unit, __ATOMIC_RELEASE);
     mutex_.unlock();
   }
 

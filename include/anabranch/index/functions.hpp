@@ -43,29 +43,29 @@ IndexFunctions index_functions_for() {
   using K = IndexKey<key_words>;
   using Words = const int64_t*;
   IndexFunctions f;
-  f.find = [](const IndexArena& a, Words key, uint64_t* value) { return T{a}.find(B::key_at(key, 0), *value); };
+  f.find = [](const IndexArena& a, Words key, uint64_t* value) { return T{a}.find(K::at(key, 0), *value); };
   f.insert = [](const IndexArena& a, Words key, uint64_t value, bool assign) {
-    const Outcome outcome = T{a}.insert(B::key_at(key, 0), value, assign);
+    const Outcome outcome = T{a}.insert(K::at(key, 0), value, assign);
     return B::status_of(outcome);
   };
-  f.erase = [](const IndexArena& a, Words key, uint64_t* value) { return T{a}.erase(B::key_at(key, 0), *value); };
+  f.erase = [](const IndexArena& a, Words key, uint64_t* value) { return T{a}.erase(K::at(key, 0), *value); };
   f.lower_bound = [](const IndexArena& a, Words key, int64_t* found, uint64_t* value) {
     K result;
-    if (!S::lower_bound(T{a}, B::key_at(key, 0), result, *value)) return false;
+    if (!S::lower_bound(T{a}, K::at(key, 0), result, *value)) return false;
     for (int w = 0; w < key_words; ++w) found[w] = result[w];
     return true;
   };
   f.last_until = [](const IndexArena& a, Words key, int64_t* found, uint64_t* value) {
     K result;
-    if (!S::last_until(T{a}, B::key_at(key, 0), result, *value)) return false;
+    if (!S::last_until(T{a}, K::at(key, 0), result, *value)) return false;
     for (int w = 0; w < key_words; ++w) found[w] = result[w];
     return true;
   };
   f.range = [](const IndexArena& a, Words first, Words last, int64_t limit, int64_t* keys, int64_t* values) {
-    return S::range(T{a}, B::key_at(first, 0), B::key_at(last, 0), limit, keys, values);
+    return S::range(T{a}, K::at(first, 0), K::at(last, 0), limit, keys, values);
   };
   f.range_count = [](const IndexArena& a, Words first, Words last) {
-    return S::range_count(T{a}, B::key_at(first, 0), B::key_at(last, 0));
+    return S::range_count(T{a}, K::at(first, 0), K::at(last, 0));
   };
   f.find_batch = [](const IndexArena& a, int64_t n, Words keys, int64_t* values, bool* found) {
     B::find(T{a}, n, keys, values, found);

@@ -20,6 +20,12 @@ template <int key_words>
 struct IndexKey {
   int64_t words[key_words];
 
+  /// Key i of a batch, whose words are keys[i * key_words ...].
+  [[gnu::always_inline]] static constexpr IndexKey at(const int64_t* keys, int64_t i) {
+    IndexKey key;
+    for (int w = 0; w < key_words; ++w) key.words[w] = keys[i * key_words + w];
+    return key;
+  }
   [[gnu::always_inline]] constexpr int64_t& operator[](int w) { return words[w]; }
   [[gnu::always_inline]] constexpr int64_t operator[](int w) const { return words[w]; }
   [[gnu::always_inline]] constexpr void fill(int64_t word) {

@@ -77,6 +77,8 @@ struct IndexControl {
   static constexpr int words = slots + num_slots * slot_words;
   /// A slot is the writers that are within (16 bits) and above them what this slot adds to the size.
   static constexpr int64_t size_unit = int64_t{1} << 16;
+  /// What the gate counts for those who ask readers that lock to wait, too.
+  static constexpr int64_t readers_unit = int64_t{1} << 12;
 };
 
 /// What a batch that writes says of each key.

@@ -25,10 +25,10 @@ struct Node {
   [[gnu::always_inline]] uint64_t* lock() const { return reinterpret_cast<uint64_t*>(words); }
 
   [[gnu::always_inline]] int level() const { return read(shape() + 1); }
-  [[gnu::always_inline]] int count() const {
-    return std::min(static_cast<unsigned>(read(shape())), static_cast<unsigned>(capacity()));
-  }
+  [[gnu::always_inline]] int count() const { return bounded_count(capacity()); }
   [[gnu::always_inline]] int capacity() const { return Layout::capacity(level() == 0); }
+  /// The same of a node that is a leaf, or was one: whatever is there meanwhile, no read leaves the node.
+  [[gnu::always_inline]] int leaf_count() const { return bounded_count(Layout::leaf_capacity); }
   [[gnu::always_inline]] uint32_t next() const { return read(next_word()); }
   [[gnu::always_inline]] Key high() const {
     Key key;
@@ -49,21 +49,21 @@ struct Node {
   /// Whether the key lies to the right of this node.
   [[gnu::always_inline]] bool is_before(const Key& key) const { return next() != 0 && !(key < high()); }
 
-  /// Keys less than `key`.
+  /// A leaf's keys less than `key`.
   [[gnu::always_inline]] int lower_bound(const Key& key) const {
-    const bool leaf = level() == 0;
-    return NodeSearch<isa, key_words, false>::count(words + Layout::keys(leaf, 0), stride(leaf), count(), key);
+    return NodeSearch<isa, key_words, false>::count(words + Layout::keys(true, 0), stride(true), leaf_count(), key);
   }
   /// The entry of an inner node that leads to `key`.
   [[gnu::always_inline]] int entry_of(const Key& key) const {
-    const int entries = std::min(static_cast<unsigned>(read(shape())), static_cast<unsigned>(Layout::inner_capacity));
-    const int before =
-        NodeSearch<isa, key_words, true>::count(words + Layout::keys(false, 0), stride(false), entries, key);
+    const int before = NodeSearch<isa, key_words, true>::count(words + Layout::keys(false, 0), stride(false),
+                                                               bounded_count(Layout::inner_capacity), key);
     return std::max(before - 1, 0);
   }
 
-  /// Whether key i is `key`, for i = lower_bound(key).
-  [[gnu::always_inline]] bool holds(int i, const Key& key) const { return i < count() && this->key(true, i) == key; }
+  /// Whether key i of a leaf is `key`, for i = lower_bound(key).
+  [[gnu::always_inline]] bool holds(int i, const Key& key) const {
+    return i < leaf_count() && this->key(true, i) == key;
+  }
 
   /// Asks for the cache lines that a search reads, header and keys, of a node on that level: its own word is not here
   /// yet.
@@ -122,6 +122,9 @@ struct Node {
   void erase(int i) const { shift(i + 1, -1); }
 
  private:
+  [[gnu::always_inline]] int bounded_count(int capacity) const {
+    return static_cast<int>(std::min(static_cast<unsigned>(read(shape())), static_cast<unsigned>(capacity)));
+  }
   [[gnu::always_inline]] int32_t* shape() const { return reinterpret_cast<int32_t*>(words + Layout::shape); }
   [[gnu::always_inline]] uint32_t* next_word() const { return reinterpret_cast<uint32_t*>(words + Layout::next); }
   [[gnu::always_inline]] uint32_t* children() const {

@@ -56,7 +56,7 @@ struct Scan {
     uint32_t next = 0;
     Key border{};
     const auto look = [&](const Node& leaf) {
-      const int count = leaf.count();
+      const int count = leaf.leaf_count();
       from = leaf.lower_bound(first);
       next = leaf.next();
       border = leaf.high();
@@ -94,7 +94,7 @@ struct Scan {
       Key border{};
       const bool seen = tree.read_leaf(key, [&](const Node& leaf, uint64_t) {
         const int i = leaf.lower_bound(key);
-        there = i < leaf.count();
+        there = i < leaf.leaf_count();
         more = leaf.next() != 0;
         border = leaf.high();
         if (there) {
@@ -102,7 +102,8 @@ struct Scan {
           value = leaf.value(i);
         }
       });
-      if (!seen || !(there || key < border)) break;
+      if (!seen) return false;  // links are damaged, and `there` is of an attempt that came to nothing
+      if (!(there || key < border)) break;
       key = border;
     }
     return there;
@@ -177,7 +178,7 @@ struct Scan {
 
   static int upper_bound(const Node& leaf, const Key& key) {
     Key after = key;
-    return step_key<key_words>(after, true) ? leaf.lower_bound(after) : leaf.count();
+    return step_key<key_words>(after, true) ? leaf.lower_bound(after) : leaf.leaf_count();
   }
 };
 

@@ -27,7 +27,7 @@ struct SortedEntries {
   SortedEntries(int64_t n, const int64_t* keys) : entries(n) {
     bool ascending = true;
     for (int64_t i = 0; i < n; ++i) {
-      for (int w = 0; w < key_words; ++w) entries[i].key[w] = keys[i * key_words + w];
+      entries[i].key = IndexKey<key_words>::at(keys, i);
       entries[i].index = i;
       ascending = ascending && (i == 0 || !(entries[i].key < entries[i - 1].key));
     }

@@ -15,9 +15,7 @@
 // side by side, and one line of values.
 #pragma once
 
-#include <limits>
-
-#include "anabranch/index/node.hpp"
+#include "anabranch/index/rebalance.hpp"
 
 namespace anabranch::index_detail {
 
@@ -32,30 +30,18 @@ inline constexpr int optimistic_steps = 4 * index_max_levels;
 /// ever.
 inline constexpr int64_t writer_attempts = int64_t{1} << 20;
 
-/// What a writer's step came to.
-enum class Outcome { yes, no, again, full };
-
 template <CpuIsa isa, int key_words>
-struct Tree {
-  using Node = index_detail::Node<isa, key_words>;
-  using Layout = IndexNode<key_words>;
-  using Key = IndexKey<key_words>;
+struct Tree : Rebalance<isa, key_words> {
+  using Base = Rebalance<isa, key_words>;
+  using Base::arena;
+  using Base::exists;
+  using Base::node;
+  using typename Base::Key;
+  using typename Base::Layout;
+  using typename Base::Node;
+  using typename Base::Place;
 
-  /// A node and the version at which it was entered.
-  struct Place {
-    Node node;
-    uint64_t version = 0;
-    [[gnu::always_inline]] bool unchanged() const { return VersionLock::unchanged(node.lock(), version); }
-    [[gnu::always_inline]] bool upgrade() const { return VersionLock::try_upgrade(node.lock(), version); }
-  };
-
-  IndexArena arena;
-
-  [[gnu::always_inline]] Node node(uint32_t id) const { return Node(arena, id); }
   [[gnu::always_inline]] Place enter(Node node) const { return {node, VersionLock::begin_read(node.lock())}; }
-  [[gnu::always_inline]] bool exists(uint32_t id) const {
-    return id != 0 && static_cast<int64_t>(id) < arena.capacity();
-  }
 
   /// Where a search for `key` goes from here: right, down, or nowhere (0) in the leaf that it is for.
   [[gnu::always_inline]] static uint32_t toward(const Node& node, const Key& key) {
@@ -121,7 +107,7 @@ struct Tree {
 
   template <class Visit, class Step>
   [[gnu::noinline]] bool read_leaf_locked(const Key& key, Visit& visit, Step& step) const {
-    const IndexWriter guest(arena);  // it holds locks, so a fork must wait for it as for a writer
+    const IndexWriter guest(arena, IndexWriter::Reads{});  // it holds locks, so a fork must wait for it
     return try_read<ReadMode::shared>(key, visit, step);
   }
 
@@ -170,82 +156,11 @@ struct Tree {
     return false;
   }
 
-  /// The same for several keys that ascend, `get(i)` the i-th, as far as they belong to one leaf: it is found and
-  /// locked once. done(i, outcome) hears of each. Returns how many are done, at least one.
-  template <class Get, class Value, class Done>
-  int64_t insert_run(IndexWriter& writer, int64_t n, bool assign, Get&& get, Value&& value, Done&& done) const {
-    Descent at = lock_leaf(get(0), false);
-    if (at.outcome != Outcome::yes) {
-      done(0, insert_as(writer, get(0), value(0), assign));
-      return 1;
-    }
-    int64_t inserted = 0, i = 0;
-    bool changed = false;
-    for (; i < n && !(i > 0 && at.leaf.is_before(get(i))); ++i) {
-      const Key key = get(i);
-      int position = at.leaf.lower_bound(key);
-      if (at.leaf.holds(position, key)) {
-        if (assign) at.leaf.set_value(position, value(i));
-        changed = changed || assign;
-        done(i, Outcome::no);
-        continue;
-      }
-      if (at.leaf.count() == Layout::leaf_capacity) {
-        if (i > 0) break;  // the next run begins with this key, and readers hear of what has changed before it splits
-        at = make_room_in_leaf(at, key);
-        if (at.outcome != Outcome::yes) {
-          done(0, at.outcome == Outcome::full ? Outcome::full : insert_as(writer, key, value(0), assign));
-          return 1;
-        }
-        position = at.leaf.lower_bound(key);
-      }
-      at.leaf.insert(position, key, value(i));
-      changed = true;
-      ++inserted;
-      done(i, Outcome::yes);
-    }
-    if (changed) {
-      VersionLock::unlock(at.leaf.lock());
-    } else {
-      VersionLock::unlock_unchanged(at.leaf.lock());
-    }
-    writer.add_to_size(inserted);
-    return i;
-  }
-
-  template <class Get, class Done>
-  int64_t erase_run(IndexWriter& writer, int64_t n, Get&& get, Done&& done) const {
-    const Descent at = lock_leaf(get(0), true);
-    if (at.outcome != Outcome::yes) {
-      uint64_t value;
-      done(0, erase_as(writer, get(0), value) ? Outcome::yes : Outcome::no);
-      return 1;
-    }
-    int64_t erased = 0, i = 0;
-    for (; i < n && !(i > 0 && at.leaf.is_before(get(i))); ++i) {
-      const Key key = get(i);
-      const int position = at.leaf.lower_bound(key);
-      const bool here = at.leaf.holds(position, key);
-      if (here) at.leaf.erase(position);
-      erased += here;
-      done(i, here ? Outcome::yes : Outcome::no);
-    }
-    if (erased == 0) {
-      VersionLock::unlock_unchanged(at.leaf.lock());
-    } else if (!settle_leaf(at, get(0))) [[unlikely]] {
-      remove_empty_leaf(get(0));
-    }
-    writer.add_to_size(-erased);
-    return i;
-  }
-
-  // What the batches are made of too.
-
   /// A leaf that this thread has locked, and the parent it came from; `parent.node.id` is 0 where none names it.
   struct Descent {
     Place parent;
     Node leaf;
-    Outcome outcome = Outcome::again;  // yes, again, full
+    Outcome outcome = Outcome::again;  // yes, again; full where links are damaged
   };
 
   /// Locks the leaf for `key`, having made room in each inner node on the way for one more entry as far as there is
@@ -255,43 +170,49 @@ struct Tree {
     Place place = enter(node(index_root));
     bool sideways = false;
     for (int64_t steps = 0; place.node.level() > 0; ++steps) {
-      if (steps > arena.capacity()) return at;
+      // Nodes that others split and use again meanwhile can make it a few more.
+      if (steps > arena.capacity() + 1024) return damaged(at);
       if (place.node.is_before(key)) [[unlikely]] {
         sideways = true;
-      } else if (shrinking ? is_sparse(place.node) : place.node.count() == Layout::inner_capacity) [[unlikely]] {
+      } else if (shrinking ? Base::is_sparse(place.node) : place.node.count() == Layout::inner_capacity) [[unlikely]] {
         if (shrinking) {
           // Merging is worth a try and not a wait: whoever comes next will try again.
-          if (!sideways && shrink(at.parent, place, key)) return at;
-        } else if (make_room(sideways ? Place{} : at.parent, place) != Outcome::full) {
+          if (!sideways && this->shrink(at.parent, place, key)) return at;
+        } else if (this->make_room(sideways ? Place{} : at.parent, place) != Outcome::full) {
           return at;
         }
         // Without memory to split it goes on all the same: the leaf may have the key, or room.
       }
       const uint32_t next = toward(place.node, key);
-      if (!exists(next)) return at;
+      if (!exists(next) || next == place.node.id) return place.unchanged() ? damaged(at) : at;
       const bool down = !place.node.is_before(key);
       const Node below = node(next);
       if (down && place.node.level() == 1) {
         below.prefetch_to_write();
         VersionLock::lock(below.lock());
-        if (!place.unchanged() || below.level() != 0) {
+        const bool current = place.unchanged();
+        if (!current || below.level() != 0) {
           VersionLock::unlock_unchanged(below.lock());
-          return at;
+          return current ? damaged(at) : at;
         }
         at.parent = place;
         return settle(at, below, key);
       }
       below.prefetch(place.node.level() - 1);
       const Place then = enter(below);
+      const Key border = place.node.high();
       if (!place.unchanged()) return at;
       if (down) {
         at.parent = place;
         sideways = false;
+      } else {
+        this->name(at.parent, border, next);
       }
       place = then;
     }
+    if (place.node.id != index_root) return place.unchanged() ? damaged(at) : at;
     VersionLock::lock(place.node.lock());
-    if (place.node.level() != 0 || (place.node.id != index_root)) {
+    if (place.node.level() != 0) {
       VersionLock::unlock_unchanged(place.node.lock());
       return at;
     }
@@ -303,7 +224,7 @@ struct Tree {
   /// returned is the one for the key, and locked. Where the outcome is not yes, nothing is locked.
   [[gnu::noinline]] Descent make_room_in_leaf(Descent at, const Key& key) const {
     if (at.leaf.id == index_root) {
-      at.outcome = grow_root(at.leaf) ? Outcome::again : Outcome::full;
+      at.outcome = this->grow_root(at.leaf) ? Outcome::again : Outcome::full;
       VersionLock::unlock(at.leaf.lock());
       return at;
     }
@@ -314,12 +235,13 @@ struct Tree {
       return at;
     }
     const Node parent = at.parent.node;
-    Node other = named ? even_out_with_neighbour(parent, at.leaf, key) : Node{};
+    Node other = named ? this->even_out_with_neighbour(parent, at.leaf, key) : Node{};
     if (other.id == 0) {
       // A parent is full here where memory ended on the way down.
       const bool nameable = !named || parent.count() < Layout::inner_capacity;
       const uint32_t fresh = nameable ? arena.take_node() : 0;
-      if (fresh == 0) {
+      // A node that is in use is free only in damaged memory; this thread has locked it.
+      if (fresh == 0 || fresh == at.leaf.id || fresh == parent.id) {
         if (named) VersionLock::unlock_unchanged(parent.lock());
         VersionLock::unlock_unchanged(at.leaf.lock());
         at.outcome = Outcome::full;
@@ -327,7 +249,7 @@ struct Tree {
       }
       other = node(fresh);
       VersionLock::lock(other.lock());
-      const Key border = split_for(key, at.leaf, other);
+      const Key border = Base::split_for(key, at.leaf, other);
       if (named) parent.insert_child(parent.entry_of(border) + 1, border, other.id);
     }
     if (named) VersionLock::unlock(parent.lock());
@@ -339,7 +261,7 @@ struct Tree {
   bool settle_leaf(const Descent& at, const Key& key) const {
     const int count = at.leaf.count();
     const Node parent = at.parent.node;
-    if (count > sparse(true) || at.leaf.id == index_root || parent.id == 0) {
+    if (count > Base::sparse(true) || at.leaf.id == index_root || parent.id == 0) {
       VersionLock::unlock(at.leaf.lock());
       return true;
     }
@@ -347,11 +269,18 @@ struct Tree {
       VersionLock::unlock(at.leaf.lock());
       return count > 0;
     }
-    const Outcome outcome = merge_with_neighbour(parent, at.leaf, key);
+    const Outcome outcome = this->merge_with_neighbour(parent, at.leaf, key);
     return outcome != Outcome::again || count > 0;
   }
 
-  static constexpr int sparse(bool leaf) { return Layout::capacity(leaf) / 4; }
+  /// An empty leaf costs memory until someone erases beside it, so it is worth a few more tries.
+  [[gnu::noinline]] void remove_empty_leaf(const Key& key) const {
+    Spin spin;
+    for (int attempt = 0; attempt < optimistic_attempts; ++attempt, spin.wait()) {
+      const Descent at = lock_leaf(key, true);
+      if (at.outcome == Outcome::yes && settle_leaf(at, key)) return;
+    }
+  }
 
  private:
   [[gnu::always_inline]] Outcome try_insert(const Key& key, uint64_t value, bool assign) const {
@@ -392,23 +321,30 @@ struct Tree {
     return Outcome::yes;
   }
 
-  /// An empty leaf costs memory until someone erases beside it, so it is worth a few more tries.
-  [[gnu::noinline]] void remove_empty_leaf(const Key& key) const {
-    Spin spin;
-    for (int attempt = 0; attempt < optimistic_attempts; ++attempt, spin.wait()) {
-      const Descent at = lock_leaf(key, true);
-      if (at.outcome == Outcome::yes && settle_leaf(at, key)) return;
-    }
+  /// Trying again would lead to the same: the key has no place.
+  static Descent damaged(Descent at) {
+    at.outcome = Outcome::full;
+    return at;
   }
 
   /// Goes right from a locked leaf while the key lies past it.
   [[gnu::always_inline]] Descent settle(Descent at, Node leaf, const Key& key) const {
-    while (leaf.is_before(key) && exists(leaf.next())) [[unlikely]] {
-      const Node right = node(leaf.next());
-      VersionLock::lock(right.lock());
-      VersionLock::unlock_unchanged(leaf.lock());
-      leaf = right;
-      at.parent = Place{};  // it names this leaf's left neighbour, and may not name this one
+    while (leaf.is_before(key)) [[unlikely]] {
+      const Key border = leaf.high();
+      bool sound = exists(leaf.next()) && leaf.next() != leaf.id;
+      if (sound) {
+        const Node right = node(leaf.next());
+        VersionLock::lock(right.lock());
+        VersionLock::unlock_unchanged(leaf.lock());
+        leaf = right;
+        sound = leaf.level() == 0 && (leaf.next() == 0 || border < leaf.high());
+      }
+      if (!sound) {
+        VersionLock::unlock_unchanged(leaf.lock());
+        return damaged(at);
+      }
+      this->name(at.parent, border, leaf.id);
+      at.parent = Place{};  // it has changed, or does not name this leaf
     }
     at.leaf = leaf;
     at.outcome = Outcome::yes;
@@ -425,222 +361,6 @@ struct Tree {
     at.outcome = Outcome::yes;
     return at;
   }
-
-  /// Splits a full inner node on the way down; its parent has room, because the way led through it, unless memory ended
-  /// there. The search then begins again. full: nothing has changed, and the search may go on.
-  [[gnu::noinline]] Outcome make_room(const Place& parent, const Place& place) const {
-    const bool named = parent.node.id != 0;
-    if (named && !parent.upgrade()) return Outcome::again;
-    if (!place.upgrade()) {
-      if (named) VersionLock::unlock_unchanged(parent.node.lock());
-      return Outcome::again;
-    }
-    bool done;
-    if (place.node.id == index_root) {
-      done = grow_root(place.node);
-    } else {
-      const bool nameable = !named || parent.node.count() < Layout::inner_capacity;
-      const uint32_t fresh = nameable ? arena.take_node() : 0;
-      done = fresh != 0;
-      if (done) {
-        const Node right = node(fresh);
-        split_at(place.node, right, place.node.count() / 2);
-        const Key border = right.key(false, 0);
-        if (named) parent.node.insert_child(parent.node.entry_of(border) + 1, border, fresh);
-      }
-    }
-    if (!done) {
-      VersionLock::unlock_unchanged(place.node.lock());
-      if (named) VersionLock::unlock_unchanged(parent.node.lock());
-      return Outcome::full;
-    }
-    VersionLock::unlock(place.node.lock());
-    if (named) VersionLock::unlock(parent.node.lock());
-    return Outcome::again;
-  }
-
-  /// The root keeps its number: what it held becomes two nodes a level below it. false: no memory, nothing changed.
-  bool grow_root(const Node& root) const {
-    const uint32_t first = arena.take_node();
-    const uint32_t second = first ? arena.take_node() : 0;
-    if (second == 0) {
-      if (first) arena.give_back_node(first);
-      return false;
-    }
-    const Node left = node(first), right = node(second);
-    const int count = root.count(), level = root.level();
-    left.set_level(level);
-    left.take(root, 0, count, 0);
-    left.set_count(count);
-    left.set_next(0);
-    split_at(left, right, count / 2);
-    Key least;
-    least.fill(std::numeric_limits<int64_t>::min());
-    const Key border = left.high();
-    root.set_level(level + 1);
-    root.set_key(false, 0, least);
-    root.set_child(0, first);
-    root.set_key(false, 1, border);
-    root.set_child(1, second);
-    root.set_count(2);
-    return true;
-  }
-
-  /// The root's only child becomes the root, unless it has a neighbour that the root does not name.
-  bool shrink_root(const Place& root) const {
-    if (!exists(root.node.child(0)) || root.node.child(0) == root.node.id || !root.upgrade()) return false;
-    const Node child = node(root.node.child(0));
-    VersionLock::lock(child.lock());
-    if (child.next() != 0) {
-      VersionLock::unlock_unchanged(child.lock());
-      VersionLock::unlock_unchanged(root.node.lock());
-      return false;
-    }
-    const int count = child.count();
-    root.node.set_level(child.level());
-    root.node.take(child, 0, count, 0);
-    root.node.set_count(count);
-    VersionLock::unlock(root.node.lock());
-    VersionLock::unlock(child.lock());
-    arena.give_back_node(child.id);
-    return true;
-  }
-
-  /// On the way down to erase: whether the tree has become another one.
-  [[gnu::noinline]] bool shrink(const Place& parent, const Place& place, const Key& key) const {
-    if (place.node.id == index_root) return shrink_root(place);
-    if (parent.node.id == 0 || !parent.upgrade()) return false;
-    if (!place.upgrade()) {
-      VersionLock::unlock_unchanged(parent.node.lock());
-      return false;
-    }
-    return merge_with_neighbour(parent.node, place.node, key) == Outcome::yes;
-  }
-
-  static bool is_sparse(const Node& node) {
-    return node.id == index_root ? node.count() == 1 : node.count() <= sparse(false);
-  }
-
-  /// Two neighbours under one parent, both locked; `entry` is the right one's.
-  struct Pair {
-    Node left, right;
-    int entry = 0;
-  };
-
-  /// Parent and node are locked, and `key` leads from the one to the other. Locks the neighbour on the asked side; 0 as
-  /// its number where there is none, or, to the left, where someone else has it: locks are waited for from left to
-  /// right.
-  Node lock_neighbour(const Node& parent, const Node& at, const Key& key, bool to_right, Pair& pair) const {
-    const int entry = parent.entry_of(key);
-    if (parent.child(entry) != at.id || (to_right ? entry + 1 >= parent.count() : entry == 0)) return {};
-    const uint32_t neighbour = parent.child(to_right ? entry + 1 : entry - 1);
-    if (!exists(neighbour) || neighbour == at.id || neighbour == parent.id) return {};
-    const Node other = node(neighbour);
-    if (to_right) {
-      VersionLock::lock(other.lock());
-    } else if (!VersionLock::try_lock(other.lock())) {
-      return {};
-    }
-    pair = to_right ? Pair{at, other, entry + 1} : Pair{other, at, entry};
-    if (pair.left.next() == pair.right.id) return other;
-    VersionLock::unlock_unchanged(other.lock());  // a node that no parent names lies between
-    return {};
-  }
-
-  /// Makes the two as full as each other.
-  static void even_out(const Node& parent, const Pair& pair) {
-    const auto& [left, right, entry] = pair;
-    const int a = left.count(), b = right.count(), target = (a + b) / 2;
-    if (target < a) {
-      right.shift(0, a - target);
-      right.take(left, target, a - target, 0);
-      left.set_count(target);
-    } else if (target > a) {
-      left.take(right, 0, target - a, a);
-      left.set_count(target);
-      right.shift(target - a, a - target);
-    }
-    const Key border = right.key(right.level() == 0, 0);
-    left.set_high(border);
-    parent.set_key(false, entry, border);
-  }
-
-  /// A full leaf gives entries to a neighbour that has room for enough of them; returns that one, locked, or none.
-  Node even_out_with_neighbour(const Node& parent, const Node& leaf, const Key& key) const {
-    for (const bool to_right : {true, false}) {
-      Pair pair;
-      const Node other = lock_neighbour(parent, leaf, key, to_right, pair);
-      if (other.id == 0) continue;
-      if (other.count() <= Layout::leaf_capacity - room_worth_moving) {
-        even_out(parent, pair);
-        return other;
-      }
-      VersionLock::unlock_unchanged(other.lock());
-    }
-    return {};
-  }
-
-  /// Merges a sparse node with a neighbour, or evens the two out; unlocks all. yes: done; no: it has no neighbour under
-  /// this parent; again: someone else has the neighbour.
-  Outcome merge_with_neighbour(const Node& parent, const Node& at, const Key& key) const {
-    Pair pair;
-    Node other = lock_neighbour(parent, at, key, true, pair);
-    if (other.id == 0) other = lock_neighbour(parent, at, key, false, pair);
-    if (other.id == 0) {
-      const bool alone = parent.count() == 1;
-      VersionLock::unlock_unchanged(parent.lock());
-      if (at.level() > 0) {
-        VersionLock::unlock_unchanged(at.lock());  // whoever came to merge it goes on from it
-      } else {
-        VersionLock::unlock(at.lock());
-      }
-      return alone ? Outcome::no : Outcome::again;
-    }
-    const auto& [left, right, entry] = pair;
-    const int a = left.count(), b = right.count();
-    const bool merge = a + b <= at.capacity() * 3 / 4;
-    if (merge) {
-      left.take(right, 0, b, a);
-      left.set_count(a + b);
-      left.set_next(right.next());
-      left.set_high(right.high());
-      parent.erase(entry);
-    } else {
-      even_out(parent, pair);
-    }
-    VersionLock::unlock(parent.lock());
-    VersionLock::unlock(left.lock());
-    VersionLock::unlock(right.lock());
-    if (merge) arena.give_back_node(right.id);
-    return Outcome::yes;
-  }
-
-  /// Splits a full leaf in two locked halves; where the key comes first or last it gets a leaf to itself, so that keys
-  /// in order leave full leaves behind. Returns the border.
-  static Key split_for(const Key& key, const Node& leaf, const Node& right) {
-    const int position = leaf.lower_bound(key), count = leaf.count();
-    const int at = position == count ? count : position == 0 ? 0 : count / 2;
-    split_at(leaf, right, at);
-    if (at == count) leaf.set_high(key);
-    return leaf.high();
-  }
-
-  /// Entries from `at` on go to `right`, which becomes the right neighbour. With none to go the caller sets the border.
-  static void split_at(const Node& node, const Node& right, int at) {
-    const int count = node.count(), level = node.level();
-    right.set_level(level);
-    right.take(node, at, count - at, 0);
-    right.set_count(count - at);
-    right.set_next(node.next());
-    right.set_high(node.high());
-    if (at < count) node.set_high(right.key(level == 0, 0));
-    node.set_next(right.id);
-    node.set_count(at);
-  }
-
-  /// Entries a neighbour must have room for before a leaf bothers it instead of splitting. With one alone the two would
-  /// be full and one short of it, and the key might be for the full one.
-  static constexpr int room_worth_moving = std::max(2, Layout::leaf_capacity / 6);
 };
 
 }  // namespace anabranch::index_detail

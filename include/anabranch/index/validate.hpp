@@ -19,7 +19,7 @@ struct Validator {
   /// are linked from left to right, parents name children that begin where they say, nothing is locked, every node is
   /// either in use or free, and the size is the number of keys.
   static std::string check(const Tree& tree) {
-    const IndexPause pause(tree.arena);
+    const IndexPause pause(tree.arena, true);
     return Validator(tree).run();
   }
 

@@ -40,9 +40,9 @@ class BSkipList(BatchedIndex):
         TypeError: a key or value that is stored has another type. One that is looked for is not found, as in a dict.
         MemoryError: `max_bytes` is used up. The index is valid and as it was; a batch says what was applied.
 
-    Any number of threads may use one index at once; each operation on one key is atomic. Iteration is weakly consistent:
-    in order, no key twice, and all keys that are there from its beginning to its end; `snapshot()` is exact. A fork
-    leaves parent and child with an index each.
+    Any number of threads may use one index at once; each operation on one key is atomic. Iteration is weakly
+    consistent: in order, no key twice, and all keys that are there from its beginning to its end; `snapshot()` is
+    exact. A fork leaves parent and child with an index each.
 
     Cost: O(log n) a key; positions but for the ends (`peekitem(i)`, `bisect`) read the leaves before them, O(n / 60).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,16 @@ class Snapshot(Mapping[Any, Any]):
         return len(self._values)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._between(0, len(self), False)
+        return _between(self._key_list, 0, len(self), False)
 
     def __reversed__(self) -> Iterator[Any]:
-        return self._between(0, len(self), True)
+        return _between(self._key_list, 0, len(self), True)
+
+    def values(self) -> ValuesView[Any]:
+        return _Values(self)
+
+    def items(self) -> ItemsView[Any, Any]:
+        return _Items(self)
 
     def __getitem__(self, key: Any) -> Any:
         position = self._find(key)
@@ -64,7 +70,7 @@ class Snapshot(Mapping[Any, Any]):
         """Keys from `minimum` to `maximum` in order, both included or not; None is no bound."""
         begin = 0 if minimum is None else self._position(minimum, "left" if inclusive[0] else "right")
         end = len(self) if maximum is None else self._position(maximum, "right" if inclusive[1] else "left")
-        return self._between(begin, end, reverse)
+        return _between(self._key_list, begin, end, reverse)
 
     def peekitem(self, index: int = -1) -> tuple[Any, Any]:
         """The item at a position, counted from the end where negative. Raises IndexError where there is none."""
@@ -78,14 +84,15 @@ class Snapshot(Mapping[Any, Any]):
         key = self._keys[index]
         return tuple(key.tolist()) if self.key == "pair" else key.item()
 
-    def _between(self, begin: int, end: int, reverse: bool) -> Iterator[Any]:
-        stretch = 1024
-        starts = range(begin, end, stretch)
-        for start in reversed(starts) if reverse else starts:
-            keys = self._keys[start : min(start + stretch, end)].tolist()
-            if self.key == "pair":
-                keys = [tuple(pair) for pair in keys]
-            yield from reversed(keys) if reverse else keys
+    def _key_list(self, at: slice) -> list[Any]:
+        keys = self._keys[at].tolist()
+        return [tuple(pair) for pair in keys] if self.key == "pair" else keys
+
+    def _value_list(self, at: slice) -> list[Any]:
+        return self._values[at].tolist()
+
+    def _item_list(self, at: slice) -> list[Any]:
+        return list(zip(self._key_list(at), self._value_list(at), strict=True))
 
     def _find(self, key: object) -> int | None:
         try:
@@ -105,6 +112,38 @@ class Snapshot(Mapping[Any, Any]):
         first, second = key
         begin, end = _among(self._keys[:, 0], first, "left"), _among(self._keys[:, 0], first, "right")
         return begin + _among(self._keys[begin:end, 1], second, side)
+
+
+class _Values(ValuesView[Any]):
+    _mapping: Snapshot
+
+    def __contains__(self, value: object) -> bool:
+        return any(value == other for other in self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return _between(self._mapping._value_list, 0, len(self), False)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return _between(self._mapping._value_list, 0, len(self), True)
+
+
+class _Items(ItemsView[Any, Any]):
+    _mapping: Snapshot
+
+    def __iter__(self) -> Iterator[Any]:
+        return _between(self._mapping._item_list, 0, len(self), False)
+
+    def __reversed__(self) -> Iterator[Any]:
+        return _between(self._mapping._item_list, 0, len(self), True)
+
+
+def _between(listed: Callable[[slice], list[Any]], begin: int, end: int, reverse: bool) -> Iterator[Any]:
+    """What `listed` gives for the positions from begin to end, some at a time."""
+    stretch = 1024
+    starts = range(begin, end, stretch)
+    for start in reversed(starts) if reverse else starts:
+        entries = listed(slice(start, min(start + stretch, end)))
+        yield from reversed(entries) if reverse else entries
 
 
 def _among(keys: np.ndarray, key: Any, side: Any) -> int:

@@ -83,8 +83,8 @@ def bskiplist_bulk_load(nodes: Tensor, control: Tensor, keys: Tensor, values: Te
 def bskiplist_validate(nodes: Tensor, control: Tensor) -> None:
     """Raises ValueError unless every node, key and link is what it must be: for memory that came from elsewhere.
 
-    The other functions trust the words of nodes: damaged links can keep them searching for ever. Of a GPU's tensors it
-    looks at a copy on the CPU.
+    The other functions trust the words of nodes: damaged links end a search without an answer, and on the CPU a lock
+    that was left set is waited for. Of a GPU's tensors it looks at a copy on the CPU.
 
     Raises:
         ValueError: what is wrong first; also where someone is writing meanwhile.

@@ -194,8 +194,13 @@ void check_shared(std::mt19937_64& random) {
 
 int main() {
   std::mt19937_64 random(7);
-  check_mixed<1>(120, random);
-  check_mixed<2>(120, random);
+#if defined(__SANITIZE_ADDRESS__)
+  constexpr int rounds = 30;  // each is ten times slower
+#else
+  constexpr int rounds = 120;
+#endif
+  check_mixed<1>(rounds, random);
+  check_mixed<2>(rounds, random);
   check_large<1>(random);
   check_large<2>(random);
   for (const int64_t capacity : {2, 4, 5, 30, 52}) {

@@ -29,7 +29,7 @@ struct BulkLoader {
     VersionLock::lock(root.lock());
     const BulkLoad outcome = root.level() != 0 || root.count() != 0 ? BulkLoad::not_empty : fill(tree, n, keys, values);
     if (outcome == BulkLoad::done) writer.add_to_size(n);
-    VersionLock::unlock(root.lock());
+    root.release();
     return outcome;
   }
 
@@ -108,6 +108,7 @@ struct BulkLoader {
     } else {
       write_inner(node, l, level.begin(i), level.begin(i + 1), levels, keys);
     }
+    node.set_pivots();
     const bool last = i + 1 == level.nodes;
     node.set_next(last ? 0 : node.id + 1);
     if (!last) node.set_high(border(levels, l, i + 1, keys));

@@ -11,6 +11,9 @@
 //   word 1     int32 count, int32 level (0: leaf)
 //   word 2     uint32 next: the right neighbour on this level, or 0
 //   word 3, 4  high: the first key that the right neighbour may hold; only where next is not 0
+//   word 5..7  pivots, in nodes of one-word keys: the keys at part, 2 part and 3 part, or the greatest key there is; a
+//              batch fetches only the part that they lead it to. They are hints: whoever uses them looks at the keys,
+//              so that a writer which leaves them as they were, as those on a GPU do, costs time and nothing else
 //   word 8...  leaf:  key_words columns of leaf_capacity keys, then leaf_capacity values
 //              inner: key_words columns of inner_capacity keys, then inner_capacity uint32 children
 //
@@ -47,7 +50,8 @@ struct IndexNode {
   static constexpr int leaf_capacity = column_words / (key_words + 1);
   static constexpr int inner_capacity = 2 * column_words / (2 * key_words + 1) / 2 * 2;
 
-  static constexpr int lock = 0, shape = 1, next = 2, high = 3, columns = index_node_header_words;
+  static constexpr int lock = 0, shape = 1, next = 2, high = 3, pivots = 5, columns = index_node_header_words;
+  static constexpr int num_pivots = 3;
 
   /// The word at which a column of keys begins.
   ANABRANCH_INDEX_FUNCTION static int keys(bool leaf, int column) {
@@ -56,6 +60,10 @@ struct IndexNode {
   /// The word at which the values, or the children, begin.
   ANABRANCH_INDEX_FUNCTION static int payload(bool leaf) { return keys(leaf, key_words); }
   ANABRANCH_INDEX_FUNCTION static int capacity(bool leaf) { return leaf ? leaf_capacity : inner_capacity; }
+  /// Keys between two pivots: whole cache lines of them.
+  ANABRANCH_INDEX_FUNCTION static int part(bool leaf) {
+    return (capacity(leaf) + 8 * (num_pivots + 1) - 1) / (8 * (num_pivots + 1)) * 8;
+  }
 };
 
 inline constexpr uint32_t index_root = 1;

@@ -51,7 +51,7 @@ struct LeafRun {
       done(i, Outcome::yes);
     }
     if (changed) {
-      VersionLock::unlock(at.leaf.lock());
+      at.leaf.release();
     } else {
       VersionLock::unlock_unchanged(at.leaf.lock());
     }

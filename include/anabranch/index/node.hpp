@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "anabranch/index/arena.hpp"
 #include "anabranch/index/search.hpp"
@@ -60,6 +61,23 @@ struct Node {
     return std::max(before - 1, 0);
   }
 
+  /// The part of a node of one-word keys that a search for `key` has to look at, if the pivots are right.
+  [[gnu::always_inline]] int part_of(const Key& key) const {
+    int part = 0;
+    for (int j = 0; j < Layout::num_pivots; ++j) part += read(words + Layout::pivots + j) <= key[0];
+    return part;
+  }
+  /// lower_bound(key) of a leaf, from its part alone where that settles it.
+  [[gnu::always_inline]] int lower_bound(const Key& key, int part) const {
+    const int at = count_in_part<true, false>(key, part, leaf_count());
+    return at >= 0 ? at : lower_bound(key);
+  }
+  /// entry_of(key) of an inner node, from its part alone where that settles it.
+  [[gnu::always_inline]] int entry_of(const Key& key, int part) const {
+    const int before = count_in_part<false, true>(key, part, bounded_count(Layout::inner_capacity));
+    return before > 0 ? before - 1 : entry_of(key);
+  }
+
   /// Whether key i of a leaf is `key`, for i = lower_bound(key).
   [[gnu::always_inline]] bool holds(int i, const Key& key) const {
     return i < leaf_count() && this->key(true, i) == key;
@@ -75,6 +93,17 @@ struct Node {
     }
   }
 
+  /// Asks for the lines of one part: keys, and in an inner node children.
+  [[gnu::always_inline]] void prefetch_part(bool leaf, int part) const {
+    const int keys = Layout::part(leaf), first = part * keys;
+    const int64_t* column = words + Layout::keys(leaf, 0) + first;
+    for (int i = 0; i < keys && first + i < Layout::capacity(leaf); i += 8) __builtin_prefetch(column + i);
+    if (!leaf) {
+      __builtin_prefetch(children() + first);
+      __builtin_prefetch(children() + std::min(first + keys, Layout::inner_capacity) - 1);
+    }
+  }
+
   /// Asks for the whole node, to change it: half of its values will move.
   [[gnu::always_inline]] void prefetch_to_write() const {
 #pragma GCC unroll 16
@@ -83,6 +112,22 @@ struct Node {
 
   // Changes, by whoever holds the node.
 
+  /// Unlocks a node that has been changed.
+  [[gnu::always_inline]] void release() const {
+    set_pivots();
+    VersionLock::unlock(lock());
+  }
+  /// Of a node whose keys are as they will be; release does it for nodes that are locked.
+  [[gnu::always_inline]] void set_pivots() const {
+    if constexpr (key_words == 1) {
+      const bool leaf = level() == 0;
+      const int count = this->count(), part = Layout::part(leaf);
+      for (int j = 0; j < Layout::num_pivots; ++j) {
+        const int at = (j + 1) * part;
+        write(words + Layout::pivots + j, at < count ? key(leaf, at)[0] : std::numeric_limits<int64_t>::max());
+      }
+    }
+  }
   [[gnu::always_inline]] void set_count(int count) const { write(shape(), count); }
   [[gnu::always_inline]] void set_level(int level) const { write(shape() + 1, level); }
   [[gnu::always_inline]] void set_next(uint32_t id) const { write(next_word(), id); }
@@ -135,6 +180,18 @@ struct Node {
     constexpr int lines = (Layout::columns + Layout::capacity(leaf) * key_words + 7) / 8;
 #pragma GCC unroll 16
     for (int line = 0; line < lines; ++line) __builtin_prefetch(words + 8 * line);
+  }
+
+  /// How many of the node's keys come before `key` (are not above it, where `or_equal`), if the keys of the part and
+  /// the one behind it tell; else -1.
+  template <bool leaf, bool or_equal>
+  [[gnu::always_inline]] int count_in_part(const Key& key, int part, int count) const {
+    const int first = part * Layout::part(leaf), inside = std::clamp(count - first, 0, Layout::part(leaf));
+    const int64_t* column = words + Layout::keys(leaf, 0) + first;
+    const int before = NodeSearch<isa, 1, or_equal>::count(column, 0, inside, key);
+    const bool begins_here = part == 0 || before > 0 || (inside > 0 && !(key < this->key(leaf, first)));
+    const bool ends_here = before < inside || first + inside == count || key < this->key(leaf, first + inside);
+    return begins_here && ends_here ? first + before : -1;
   }
 
   [[gnu::always_inline]] static constexpr int stride(bool leaf) { return Layout::capacity(leaf); }

@@ -44,7 +44,7 @@ struct Rebalance {
     if (above.id == 0 || above.count() == Layout::inner_capacity || above.is_before(border) || !parent.upgrade())
       return;
     above.insert_child(above.entry_of(border) + 1, border, id);
-    VersionLock::unlock(above.lock());
+    above.release();
   }
 
   /// Splits a full inner node on the way down; its parent has room, because the way led through it, unless memory ended
@@ -75,8 +75,8 @@ struct Rebalance {
       if (named) VersionLock::unlock_unchanged(parent.node.lock());
       return Outcome::full;
     }
-    VersionLock::unlock(place.node.lock());
-    if (named) VersionLock::unlock(parent.node.lock());
+    place.node.release();
+    if (named) parent.node.release();
     return Outcome::again;
   }
 
@@ -95,6 +95,7 @@ struct Rebalance {
     left.set_count(count);
     left.set_next(0);
     split_at(left, right, count / 2);
+    left.set_pivots();
     Key least;
     least.fill(std::numeric_limits<int64_t>::min());
     const Key border = left.high();
@@ -149,7 +150,7 @@ struct Rebalance {
       if (at.level() > 0) {
         VersionLock::unlock_unchanged(at.lock());  // whoever came to merge it goes on from it
       } else {
-        VersionLock::unlock(at.lock());
+        at.release();
       }
       return alone ? Outcome::no : Outcome::again;
     }
@@ -165,9 +166,9 @@ struct Rebalance {
     } else {
       even_out(parent, pair);
     }
-    VersionLock::unlock(parent.lock());
-    VersionLock::unlock(left.lock());
-    VersionLock::unlock(right.lock());
+    parent.release();
+    left.release();
+    right.release();
     if (merge) arena.give_back_node(right.id);
     return Outcome::yes;
   }
@@ -197,8 +198,8 @@ struct Rebalance {
     root.node.set_level(child.level());
     root.node.take(child, 0, count, 0);
     root.node.set_count(count);
-    VersionLock::unlock(root.node.lock());
-    VersionLock::unlock(child.lock());
+    root.node.release();
+    child.release();
     arena.give_back_node(child.id);
     return true;
   }
@@ -253,6 +254,7 @@ struct Rebalance {
     right.set_level(level);
     right.take(node, at, count - at, 0);
     right.set_count(count - at);
+    right.set_pivots();
     right.set_next(node.next());
     right.set_high(node.high());
     if (at < count) node.set_high(right.key(level == 0, 0));

@@ -225,7 +225,7 @@ struct Tree : Rebalance<isa, key_words> {
   [[gnu::noinline]] Descent make_room_in_leaf(Descent at, const Key& key) const {
     if (at.leaf.id == index_root) {
       at.outcome = this->grow_root(at.leaf) ? Outcome::again : Outcome::full;
-      VersionLock::unlock(at.leaf.lock());
+      at.leaf.release();
       return at;
     }
     const bool named = at.parent.node.id != 0;
@@ -252,7 +252,7 @@ struct Tree : Rebalance<isa, key_words> {
       const Key border = Base::split_for(key, at.leaf, other);
       if (named) parent.insert_child(parent.entry_of(border) + 1, border, other.id);
     }
-    if (named) VersionLock::unlock(parent.lock());
+    if (named) parent.release();
     return keep_one(at, other, key);
   }
 
@@ -262,11 +262,11 @@ struct Tree : Rebalance<isa, key_words> {
     const int count = at.leaf.count();
     const Node parent = at.parent.node;
     if (count > Base::sparse(true) || at.leaf.id == index_root || parent.id == 0) {
-      VersionLock::unlock(at.leaf.lock());
+      at.leaf.release();
       return true;
     }
     if (!at.parent.upgrade()) {
-      VersionLock::unlock(at.leaf.lock());
+      at.leaf.release();
       return count > 0;
     }
     const Outcome outcome = this->merge_with_neighbour(parent, at.leaf, key);
@@ -302,7 +302,7 @@ struct Tree : Rebalance<isa, key_words> {
       i = at.leaf.lower_bound(key);
     }
     at.leaf.insert(i, key, value);
-    VersionLock::unlock(at.leaf.lock());
+    at.leaf.release();
     return Outcome::yes;
   }
 
@@ -357,7 +357,7 @@ struct Tree : Rebalance<isa, key_words> {
     const Node left = other_is_left ? other : at.leaf, right = other_is_left ? at.leaf : other;
     const bool goes_right = left.is_before(key);
     at.leaf = goes_right ? right : left;
-    VersionLock::unlock((goes_right ? left : right).lock());
+    (goes_right ? left : right).release();
     at.outcome = Outcome::yes;
     return at;
   }

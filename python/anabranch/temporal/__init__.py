@@ -2,4 +2,6 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
+
+__all__ = ["RecentEvents", "RecentNeighbors"]

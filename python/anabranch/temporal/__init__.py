@@ -2,4 +2,10 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
+
+__all__ = [
+    "latest_of_node",
+    "ordered_scatter_",
+    "ordered_scatter_add_",
+]

@@ -64,12 +64,14 @@ struct ScatterArguments {
 
   template <class T>
   OrderedScatterAdd<T> add() const {
-    return {mutable_data<T>(table), data<int64_t>(index), data<T>(values), data<T>(weights), table.size(0),
-            table.size(1),          index.size(0)};
+    return {mutable_data<T>(table), data<int64_t>(index), data<T>(values), data<T>(weights),
+            table.size(0),          table.size(1),        index.size(0)};
   }
   OrderedScatter set() const {
-    return {table.mutable_data_ptr(), data<int64_t>(index),
-            values.const_data_ptr(),  table.size(0),
+    return {table.mutable_data_ptr(),
+            data<int64_t>(index),
+            values.const_data_ptr(),
+            table.size(0),
             table.size(1) * static_cast<int64_t>(table.element_size()),
             index.size(0)};
   }
@@ -94,9 +96,7 @@ struct NodeEventArguments {
     if (ids) check_int64_vector(op, "event_id", *ids, "nodes", nodes, nodes.size(0));
     nodes = as_contiguous(nodes), times = as_contiguous(times), ids = as_contiguous(ids);
   }
-  NodeEvents events() const {
-    return {data<int64_t>(nodes), data<int64_t>(times), data<int64_t>(ids), nodes.size(0)};
-  }
+  NodeEvents events() const { return {data<int64_t>(nodes), data<int64_t>(times), data<int64_t>(ids), nodes.size(0)}; }
   Tensor result() const { return empty_on(nodes, {nodes.size(0)}, ScalarType::Bool); }
 };
 

@@ -1,5 +1,5 @@
-// The ordered scatters' CUDA kernels in torch. Schemas are in ordered_scatter_ops.cpp. The host reads no value: an index
-// out of range is passed over.
+// The ordered scatters' CUDA kernels in torch. Schemas are in ordered_scatter_ops.cpp. The host reads no value: an
+// index out of range is passed over.
 #include "anabranch/temporal/ordered_scatter.cuh"
 #include "cuda.hpp"
 #include "temporal/ordered_scatter_checks.hpp"

@@ -14,7 +14,13 @@ struct RandomProjectionsArguments {
 
   RandomProjectionsArguments(const char* op, const Tensor& table_in, const Tensor& last_time_in, const Tensor& now_in,
                              const Tensor& src_in, const Tensor& dst_in, const Tensor& time_in, double decay_in)
-      : table(table_in), last_time(last_time_in), now(now_in), src(src_in), dst(dst_in), time(time_in), decay(decay_in) {
+      : table(table_in),
+        last_time(last_time_in),
+        now(now_in),
+        src(src_in),
+        dst(dst_in),
+        time(time_in),
+        decay(decay_in) {
     check_floating(op, "table", table);
     check_written_table(op, "table", table, 3);
     check_int64_vector(op, "last_time", last_time, "table", table, table.size(0));
@@ -32,9 +38,17 @@ struct RandomProjectionsArguments {
 
   template <class T>
   RandomProjections<T> problem() const {
-    return {mutable_data<T>(table), mutable_data<int64_t>(last_time), data<int64_t>(now), data<int64_t>(src),
-            data<int64_t>(dst),     data<int64_t>(time),              decay,              table.size(0),
-            table.size(1),          table.size(2),                    src.size(0)};
+    return {mutable_data<T>(table),
+            mutable_data<int64_t>(last_time),
+            data<int64_t>(now),
+            data<int64_t>(src),
+            data<int64_t>(dst),
+            data<int64_t>(time),
+            decay,
+            table.size(0),
+            table.size(1),
+            table.size(2),
+            src.size(0)};
   }
 };
 

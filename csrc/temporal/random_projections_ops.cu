@@ -11,9 +11,8 @@ void random_projections_update(const Tensor& table, const Tensor& last_time, con
                                const Tensor& dst, const Tensor& time, double decay) {
   const OnDeviceOf device(table);
   const RandomProjectionsArguments in("random_projections_update", table, last_time, now, src, dst, time, decay);
-  dispatch_floating(table.scalar_type(), [&]<class T>(Type<T>) {
-    random_projections_update_cuda<T>(in.problem<T>(), device.stream);
-  });
+  dispatch_floating(table.scalar_type(),
+                    [&]<class T>(Type<T>) { random_projections_update_cuda<T>(in.problem<T>(), device.stream); });
 }
 
 }  // namespace

@@ -58,7 +58,8 @@ void check_set(int64_t rows, int64_t width, int64_t size) {
   std::vector<int64_t> named(static_cast<size_t>(size));
   for (int64_t& row : named) row = static_cast<int64_t>(random() % (rows + 2)) - 1;
   Guarded<int64_t> index(named);
-  Guarded<T> values(numbers<T>(size * width, random)), expected(rows * width), on_cpu(rows * width), table(rows * width);
+  Guarded<T> values(numbers<T>(size * width, random)), expected(rows * width), on_cpu(rows * width),
+      table(rows * width);
   for (Guarded<T>* one : {&expected, &on_cpu, &table}) std::fill_n(one->data(), rows * width, T{});
   const auto problem = [&](T* to) {
     return OrderedScatter{to, index.data(), values.data(), rows, width * static_cast<int64_t>(sizeof(T)), size};

@@ -102,8 +102,8 @@ void for_each_stretch(int64_t size, F&& f) {
 template <class T>
 void ordered_scatter_add_cuda(const OrderedScatterAdd<T>& problem, cudaStream_t stream) {
   if (problem.width == 0) return;
-  const auto kernel = problem.width <= 64 ? detail::ordered_scatter_add_kernel<T, 2>
-                                          : detail::ordered_scatter_add_kernel<T, 8>;
+  const auto kernel =
+      problem.width <= 64 ? detail::ordered_scatter_add_kernel<T, 2> : detail::ordered_scatter_add_kernel<T, 8>;
   detail::for_each_stretch(problem.size, [&](int64_t begin, int64_t end) {
     launch(kernel, detail::scatter_grid(end - begin), dim3(32 * detail::kScatterWarps), 0, stream, problem, begin, end);
   });
@@ -129,8 +129,8 @@ inline void ordered_scatter_cuda(const OrderedScatter& problem, cudaStream_t str
 /// latest_of_node_reference.
 inline void latest_of_node_cuda(const NodeEvents& events, bool* latest, cudaStream_t stream) {
   if (events.size == 0) return;
-  launch(detail::latest_of_node_kernel<bool>, detail::scatter_grid(events.size), dim3(32 * detail::kScatterWarps), 0, stream,
-         events, latest);
+  launch(detail::latest_of_node_kernel<bool>, detail::scatter_grid(events.size), dim3(32 * detail::kScatterWarps), 0,
+         stream, events, latest);
 }
 
 }  // namespace anabranch

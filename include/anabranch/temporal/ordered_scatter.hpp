@@ -88,7 +88,8 @@ void ordered_scatter_add_reference(const OrderedScatterAdd<T>& problem) {
   using Sum = sum_t<T>;
   const int64_t width = problem.width;
   for (int64_t begin = 0; begin < problem.size; begin += ordered_scatter_stretch) {
-    const int64_t left = problem.size - begin, end = begin + (left < ordered_scatter_stretch ? left : ordered_scatter_stretch);
+    const int64_t left = problem.size - begin,
+                  end = begin + (left < ordered_scatter_stretch ? left : ordered_scatter_stretch);
     std::vector<bool> done(static_cast<size_t>(end - begin));
     for (int64_t first = begin; first < end; ++first) {
       const int64_t row = problem.row(first);

@@ -1,6 +1,6 @@
-// Ordered scatters (ordered_scatter.hpp defines them) on the CPU: the batch's positions are grouped by row, and a worker
-// takes whole groups, so results do not depend on their number. A row's sum stays in the first cache, 256 columns at a
-// time; a row that is named once is added without one. Bytes: the definition's.
+// Ordered scatters (ordered_scatter.hpp defines them) on the CPU: the batch's positions are grouped by row, and a
+// worker takes whole groups, so results do not depend on their number. A row's sum stays in the first cache, 256
+// columns at a time; a row that is named once is added without one. Bytes: the definition's.
 #pragma once
 
 #include <algorithm>

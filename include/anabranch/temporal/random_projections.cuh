@@ -1,6 +1,6 @@
 // Random projections (random_projections.hpp defines them) on the GPU: a launch for each level, the last one first,
-// because a level reads the one below as it was before the batch; then one that moves last_time on. In each, the warp of
-// a node's first position of the whole batch does the node, lanes over columns.
+// because a level reads the one below as it was before the batch; then one that moves last_time on. In each, the warp
+// of a node's first position of the whole batch does the node, lanes over columns.
 //
 // Bytes: the definition's, and the batch's ids from L2: (2E)^2 / 64 loads of 32 lanes a launch, fit for batches up to
 // some ten thousand events. Floor: launches, L of them, for the usual batches of hundreds.
@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(256, 1) random_projections_time_kernel(RandomP
 template <class T>
 void random_projections_update_cuda(const RandomProjections<T>& problem, cudaStream_t stream) {
   if (problem.events == 0) return;
-  const auto kernel = problem.dim <= 64 ? detail::random_projections_level_kernel<T, 2>
-                                        : detail::random_projections_level_kernel<T, 8>;
+  const auto kernel =
+      problem.dim <= 64 ? detail::random_projections_level_kernel<T, 2> : detail::random_projections_level_kernel<T, 8>;
   for (int64_t level = problem.levels - 1; level >= 1; --level) {
     launch(kernel, detail::scatter_grid(problem.positions()), dim3(32 * detail::kScatterWarps), 0, stream, problem,
            level);

@@ -2,15 +2,15 @@
 // are joined by walks that lose weight with age. What a batch of events does to them, and its plain-loop definition.
 //
 // A table row holds levels 0 .. L-1 of `dim` numbers, as they were at the node's last_time. At time `now`, which is no
-// earlier than any event of the batch, level l has faded by fade^l with fade = exp(-decay * (now - last_time)). An event
-// (u, v, t) adds exp(-decay * (now - t)) times level l-1 of v to level l of u, and the same with u and v exchanged,
-// where level l-1 is the faded one of before the batch. Rows that no event names are not touched: they fade when they
-// are read. Level 0 never changes.
+// earlier than any event of the batch, level l has faded by fade^l with fade = exp(-decay * (now - last_time)). An
+// event (u, v, t) adds exp(-decay * (now - t)) times level l-1 of v to level l of u, and the same with u and v
+// exchanged, where level l-1 is the faded one of before the batch. Rows that no event names are not touched: they fade
+// when they are read. Level 0 never changes.
 //
 // Layout: table [num_nodes, levels, dim], last_time [num_nodes] int64, now [1] int64, src, dst and time [events].
 // Powers of fade are repeated products in double; numbers fade and are summed in accumulate_t<T>, an event's two ends
-// after each other. Bytes: (L-1) * 2E rows of dim read, named rows read and written. FLOPs: 4 (L-1) 2E dim. Floor: bytes /
-// bandwidth.
+// after each other. Bytes: (L-1) * 2E rows of dim read, named rows read and written. FLOPs: 4 (L-1) 2E dim. Floor:
+// bytes / bandwidth.
 #pragma once
 
 #include <cmath>
@@ -58,7 +58,8 @@ void random_projections_update_reference(const RandomProjections<T>& problem) {
   using Sum = accumulate_t<T>;
   const auto faded = [&](const std::vector<T>& table, int64_t node, int64_t level, int64_t c) {
     const double fade = problem.power(problem.fade_since(problem.last_time[node]), level);
-    return detail::rounded_product(Sum(fade), static_cast<Sum>(table[(node * problem.levels + level) * problem.dim + c]));
+    return detail::rounded_product(Sum(fade),
+                                   static_cast<Sum>(table[(node * problem.levels + level) * problem.dim + c]));
   };
   const std::vector<T> before(problem.table, problem.table + problem.num_nodes * problem.levels * problem.dim);
   for (int64_t node = 0; node < problem.num_nodes; ++node) {

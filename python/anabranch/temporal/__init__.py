@@ -2,4 +2,24 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from anabranch.temporal.edge_files import load_edges
+from anabranch.temporal.edge_list import EdgeList
+from anabranch.temporal.metrics import average_precision, hits_at, mean_reciprocal_rank, positive_ranks, roc_auc
+from anabranch.temporal.negatives import NegativeSampler
+from anabranch.temporal.splits import TimeSplit, events_at, hide_nodes, split_by_time, unseen_nodes
+
+__all__ = [
+    "EdgeList",
+    "NegativeSampler",
+    "TimeSplit",
+    "average_precision",
+    "events_at",
+    "hide_nodes",
+    "hits_at",
+    "load_edges",
+    "mean_reciprocal_rank",
+    "positive_ranks",
+    "roc_auc",
+    "split_by_time",
+    "unseen_nodes",
+]

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
@@ -52,8 +52,9 @@ def load_edges(
     Args:
         path: the file.
         delimiter: between cells; a space stands for any run of spaces and tabs. Default: the first of comma, tab and
-            semicolon that the first line has, else spaces. Cells may be in double quotes, but not go over a line's end.
-        header: whether the first line names the columns. Default: where no cell of it is a number or a date-time.
+            semicolon that the first line has twice, else spaces. Cells may be in double quotes, but end in their line.
+        header: whether the first line names the columns. Default: where it has three cells or more and none of them is
+            a number or a date-time.
         columns: which hold src, dst, time and then features, by position from 0 or by the name in the header. Default:
             the first three, and of the others those that are numbers in the first line; `feature_names` tells which.
         ids: "numeric" are whole numbers from 0 to 2^63 - 1, "text" are any names. Default: numeric where the first
@@ -92,7 +93,7 @@ def load_edges(
         try:
             if magic[:2] == b"\x1f\x8b":
                 with gzip.open(file) as unpacked:
-                    return _load_text(unpacked, options)
+                    return _load_text(cast(IO[bytes], unpacked), options)
             return _load_text(file, options)
         except BadLine as bad:
             message = f"load_edges: line {bad.line} of {path}: {bad.problem}; {bad.fix}"
@@ -114,8 +115,12 @@ class _Options:
     time_scale: int
 
     def __post_init__(self) -> None:
-        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n+-.' or
-                                           not self.delimiter.isascii() or self.delimiter.isalnum()):
+        if self.delimiter is not None and (
+            len(self.delimiter) != 1
+            or self.delimiter in '"\r\n+-.'
+            or not self.delimiter.isascii()
+            or self.delimiter.isalnum()
+        ):
             raise ValueError(
                 f"load_edges: delimiter is {self.delimiter!r}, must be one sign that is no part of a number; "
                 "give ',' or '\\t', or ' ' for any spaces"
@@ -199,14 +204,14 @@ def _load_text(file: IO[bytes], options: _Options) -> EdgeList:
 
 
 def _delimiter_of(line: bytes) -> str:
-    return next((sign for sign in ",\t;" if sign.encode() in line), " ")
+    return next((sign for sign in ",\t;" if line.count(sign.encode()) >= 2), " ")
 
 
 def _is_header(first: Block, options: _Options) -> bool:
     if options.header is not None:
         return options.header
     cells = first.texts_of_line(0)
-    return not any(_is_number(cell) or date_time_parts(cell) for cell in cells)
+    return len(cells) >= 3 and not any(_is_number(cell) or date_time_parts(cell) for cell in cells)
 
 
 def _is_number(cell: str) -> bool:
@@ -264,12 +269,15 @@ def _times(block: Block, column: int, layout: _Layout, scale: int) -> Array:
         values, good = whole_numbers(block, column)
         good &= np.abs(values) <= _LARGEST // scale
         values = np.where(good, values, 0) * scale
-    for line in np.flatnonzero(~good):
+    for line in np.flatnonzero(~good).tolist():
         value = scaled_time(block.cell(line, column), layout.date_times, scale)
         if value is None:
             must = "an ISO date-time" if layout.date_times else "a number"
             raise block.bad(
-                int(line), column, layout.name(column), f"{must} that is whole after time_scale {scale}, and an int64",
+                line,
+                column,
+                layout.name(column),
+                f"{must} that is whole after time_scale {scale}, and an int64",
                 "mend that line, or give time_scale=1000 for times with three decimals",
             )
         values[line] = value

@@ -116,9 +116,15 @@ class EdgeList:
         return f"EdgeList({len(self)} events, {self.num_nodes} nodes, {width} features{span})"
 
     def _of(self, part: Callable[[Tensor], Tensor]) -> EdgeList:
-        columns = {name: part(getattr(self, name)) for name in ("src", "dst", "time", "event_id", "row")}
-        features = None if self.features is None else part(self.features)
-        return replace(self, features=features, **columns)
+        return replace(
+            self,
+            src=part(self.src),
+            dst=part(self.dst),
+            time=part(self.time),
+            features=None if self.features is None else part(self.features),
+            event_id=part(self.event_id),
+            row=part(self.row),
+        )
 
 
 def _check_events(src: Tensor, dst: Tensor, time: Tensor, features: Tensor | None) -> None:

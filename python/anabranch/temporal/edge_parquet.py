@@ -16,11 +16,11 @@ _LARGEST = (1 << 63) - 1
 
 
 class _BadValue(Exception):
-    """A value that is no part of an event: which of its batch, and the message from "is" on."""
+    """A value that is no part of an event, and its place in its batch."""
 
-    def __init__(self, place: int, problem: str) -> None:
-        super().__init__(place, problem)
-        self.place, self.problem = place, problem
+    def __init__(self, place: int, name: str, value: object, must: str) -> None:
+        super().__init__(place, name, value, must)
+        self.place, self.name, self.value, self.must = place, name, value, must
 
 
 def load_parquet(
@@ -46,12 +46,15 @@ def load_parquet(
         for batch in table.iter_batches(batch_size=1 << 18):
             picked = [batch.column(place) for place in chosen]
             try:
-                ids = [(_numeric_ids if numeric else _text_ids)(part, name) for part, name in zip(picked[:2], names)]
+                ids_of = _numeric_ids if numeric else _text_ids
+                src, dst = ids_of(picked[0], names[0]), ids_of(picked[1], names[1])
                 features = [_features(part, name) for part, name in zip(picked[3:], names[3:], strict=True)]
-                collected.add(*ids, _times(picked[2], names[2], time_scale), features)
+                collected.add(src, dst, _times(picked[2], names[2], time_scale), features)
             except _BadValue as bad:
-                problem = f"row {row + bad.place} of {path}: {bad.problem}; mend that row or take it out"
-                raise ValueError(f"load_edges: {problem}") from None
+                where = f"row {row + bad.place} of {path}"
+                raise ValueError(
+                    f"load_edges: {where}: {bad.name} is {bad.value}, must be {bad.must}; mend that row or take it out"
+                ) from None
             row += batch.num_rows
     except (arrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -74,21 +77,25 @@ def _columns_of(schema: Any, columns: Sequence[int | str] | None, path: object, 
             f"load_edges: {path} has the columns {schema.names}, must have src, dst and time; is it the right file?"
         )
     types = [field.type for field in schema]
-    numbers = [arrow.types.is_integer(one) or arrow.types.is_floating(one) or arrow.types.is_boolean(one) for one in types]
+    numbers = [
+        arrow.types.is_integer(one) or arrow.types.is_floating(one) or arrow.types.is_boolean(one) for one in types
+    ]
     return [0, 1, 2, *(place for place in range(3, len(types)) if numbers[place])]
 
 
 def _values(part: Any, name: str) -> Any:
     """The column without nulls."""
     if part.null_count:
-        raise _BadValue(int(np.argmax(part.is_null().to_numpy(zero_copy_only=False))), f"{name} is null, must be a value")
+        raise _BadValue(
+            int(np.argmax(part.is_null().to_numpy(zero_copy_only=False))), f"{name} is null, must be a value"
+        )
     return part
 
 
 def _first_bad(good: Array, part: Any, name: str, must: str) -> None:
     if not good.all():
         place = int(np.argmin(good))
-        raise _BadValue(place, f"{name} is {part[place]}, must be {must}")
+        raise _BadValue(place, name, part[place], must)
 
 
 def _numeric_ids(part: Any, name: str) -> Array:
@@ -108,7 +115,7 @@ def _features(part: Any, name: str) -> Array:
         try:
             values = _values(part, name).to_numpy(zero_copy_only=False).astype(np.float32)
         except (ValueError, TypeError):
-            raise _BadValue(0, f"{name} is {part[0]}, must be a number") from None
+            raise _BadValue(0, name, part[0], "a number") from None
     _first_bad(np.isfinite(values), part, name, "a finite number (in the range of float32)")
     return values
 
@@ -126,7 +133,9 @@ def _times(part: Any, name: str, scale: int) -> Array:
         values = np.where(small, values, 0).astype(np.int64)
         common = np.gcd(ticks, scale)
         factor, divisor = scale // int(common), ticks // int(common)
-        _first_bad(small & (values % divisor == 0) & (np.abs(values // divisor) <= _LARGEST // factor), part, name, must)
+        _first_bad(
+            small & (values % divisor == 0) & (np.abs(values // divisor) <= _LARGEST // factor), part, name, must
+        )
         return values // divisor * factor
     texts = [str(value) for value in part.to_pylist()]
     date_times = bool(texts) and "-" in texts[0][1:] and "e" not in texts[0]

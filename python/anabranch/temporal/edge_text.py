@@ -1,4 +1,4 @@
-"""Delimited text cut into cells by numpy: blocks of lines, where each cell begins and ends, numbers out of their digits.
+"""Delimited text cut into cells by numpy: blocks of lines, where each cell begins and ends, numbers from digits.
 
 A block is some megabytes of whole lines. Its cells are found by one search for delimiters, and every line must have as
 many as the first. Numbers are read from the bytes a digit of all lines at a time; what is wrong is found by the same

@@ -77,8 +77,8 @@ def positive_ranks(positive: Tensor, negatives: Tensor) -> Tensor:
     fits = positive.dim() == 1 and (negatives.dim() == 1 or (negatives.dim() == 2 and len(negatives) == len(positive)))
     if not fits:
         raise ValueError(
-            f"positive_ranks: positive has shape {tuple(positive.shape)} and negatives {tuple(negatives.shape)}, must be (B,) "
-            "and (B, K) or (K,); give each positive a row of negatives"
+            f"positive_ranks: positive has shape {tuple(positive.shape)} and negatives {tuple(negatives.shape)}, "
+            "must be (B,) and (B, K) or (K,); give each positive a row of negatives"
         )
     if negatives.dim() == 2:
         above = (negatives > positive[:, None]).sum(1).double()

@@ -123,7 +123,9 @@ class NegativeSampler(nn.Module):
             raise ValueError(f"{op}: k is {k}, must be at least 1; ask for a draw or more")
         check_same_device(op, "dst_nodes", self.dst_nodes, event_id=event_id, **others)
         for name, column in (("event_id", event_id), *others.items()):
-            if column is not None and (column.dtype != torch.int64 or column.dim() != 1 or len(column) != len(event_id)):
+            if column is not None and (
+                column.dtype != torch.int64 or column.dim() != 1 or len(column) != len(event_id)
+            ):
                 raise ValueError(
                     f"{op}: {name} is {dtype_name(column.dtype)} of shape {tuple(column.shape)}, must be int64 of "
                     f"shape (B,) like event_id; give each event one"

@@ -28,14 +28,23 @@ class NumericNodes:
 
     def finish(self) -> tuple[Array, Array, Tensor]:
         src, dst = np.concatenate(self.src), np.concatenate(self.dst)
-        sources, destinations = np.unique(src), np.unique(dst)
         if self.bipartite:
-            names = np.concatenate([sources, destinations])
-            places = np.searchsorted(sources, src), np.searchsorted(destinations, dst) + len(sources)
-        else:
-            names = np.union1d(sources, destinations)
-            places = np.searchsorted(names, src), np.searchsorted(names, dst)
-        return *places, torch.from_numpy(names)
+            (sources, src), (destinations, dst) = _numbered(src), _numbered(dst)
+            return src, dst + len(sources), torch.from_numpy(np.concatenate([sources, destinations]))
+        names, places = _numbered(np.concatenate([src, dst]))
+        return places[: len(src)], places[len(src) :], torch.from_numpy(names)
+
+
+def _numbered(ids: Array) -> tuple[Array, Array]:
+    """The distinct ids, ascending, and the place of each among them."""
+    largest = int(ids.max())
+    if largest <= 8 * len(ids):  # a table of all ids that there might be is faster than to sort those that there are
+        present = np.zeros(largest + 1, bool)
+        present[ids] = True
+        return np.flatnonzero(present), (np.cumsum(present) - 1)[ids]
+    names = np.sort(ids)
+    names = names[np.concatenate([[True], names[1:] != names[:-1]])]
+    return names, np.searchsorted(names, ids)
 
 
 class TextNodes:

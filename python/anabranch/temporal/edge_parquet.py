@@ -86,9 +86,8 @@ def _columns_of(schema: Any, columns: Sequence[int | str] | None, path: object, 
 def _values(part: Any, name: str) -> Any:
     """The column without nulls."""
     if part.null_count:
-        raise _BadValue(
-            int(np.argmax(part.is_null().to_numpy(zero_copy_only=False))), f"{name} is null, must be a value"
-        )
+        place = int(np.argmax(part.is_null().to_numpy(zero_copy_only=False)))
+        raise _BadValue(place, name, "null", "a value")
     return part
 
 

@@ -129,6 +129,8 @@ def _without_spaces(text: bytes, separator: bytes) -> bytes:
         if text.startswith(b" ") or b"\n " in text or b" \n" in text:
             text = re.sub(rb" ?\n ?", b"\n", text).lstrip(b" ")
         return text
+    if b" " not in text and (b"\t" not in text or separator == b"\t"):
+        return text  # most files; the search below is slow
     space = rb"[ ]" if separator == b"\t" else rb"[ \t]"
     border = b"[" + re.escape(separator) + rb"\n]"
     if re.search(space + border + b"|" + border + space + b"|^" + space, text):

@@ -6,11 +6,14 @@ from anabranch.temporal.edge_files import load_edges
 from anabranch.temporal.edge_list import EdgeList
 from anabranch.temporal.metrics import average_precision, hits_at, mean_reciprocal_rank, positive_ranks, roc_auc
 from anabranch.temporal.negatives import NegativeSampler
+from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
 from anabranch.temporal.splits import TimeSplit, events_at, hide_nodes, split_by_time, unseen_nodes
 
 __all__ = [
     "EdgeList",
     "NegativeSampler",
+    "RecentEvents",
+    "RecentNeighbors",
     "TimeSplit",
     "average_precision",
     "events_at",

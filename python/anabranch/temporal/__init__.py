@@ -7,15 +7,9 @@ from anabranch.temporal.edge_list import EdgeList
 from anabranch.temporal.metrics import average_precision, hits_at, mean_reciprocal_rank, positive_ranks, roc_auc
 from anabranch.temporal.negatives import NegativeSampler
 from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
+from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
 from anabranch.temporal.splits import TimeSplit, events_at, hide_nodes, split_by_time, unseen_nodes
 
-__all__ = ["RecentEvents", "RecentNeighbors"]
-from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
-
-__all__ = [
-    "latest_of_node",
-    "ordered_scatter_",
-    "ordered_scatter_add_",
 __all__ = [
     "EdgeList",
     "NegativeSampler",
@@ -26,8 +20,11 @@ __all__ = [
     "events_at",
     "hide_nodes",
     "hits_at",
+    "latest_of_node",
     "load_edges",
     "mean_reciprocal_rank",
+    "ordered_scatter_",
+    "ordered_scatter_add_",
     "positive_ranks",
     "roc_auc",
     "split_by_time",

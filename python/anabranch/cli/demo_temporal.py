@@ -1,0 +1,166 @@
+"""`python -m anabranch demo --job temporal`: NAT learns to predict the next links of an edge stream."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anabranch.cli.progress import progress_bar, table
+from anabranch.cli.temporal_report import write_report
+from anabranch.cli.temporal_stream import generated_stream
+from anabranch.papers.link_prediction import LinkMetrics, evaluate, train_epoch
+from anabranch.papers.nat import NAT
+from anabranch.temporal import EdgeList, NegativeSampler, TimeSplit, load_edges, split_by_time, unseen_nodes
+
+BATCH, LEARNING_RATE = 100, 3e-4
+GENERATED_EVENTS, GENERATED_NODES = 30_000, 600
+HOPS = ("node itself", "hop 1", "hop 2")
+_POINTS = 40  # of the plots of the cache
+
+
+@dataclasses.dataclass
+class TemporalResult:
+    """What a run has found so far; the report can be written at any time.
+
+    Attributes:
+        events, losses: of every batch of training, events of the stream so far and its loss.
+        points: events at each look at the cache; occupancy: of each hop then; collisions: shares of the writes of each
+            hop, since the look before, that found another key in their slot.
+        train_seconds, trained: seconds and events of all training.
+        epochs: epochs that were trained, the last one perhaps in part.
+        parts: metrics by the name of the part.
+    """
+
+    events: list[int] = dataclasses.field(default_factory=list)
+    losses: list[float] = dataclasses.field(default_factory=list)
+    points: list[int] = dataclasses.field(default_factory=list)
+    occupancy: list[list[float]] = dataclasses.field(default_factory=list)
+    collisions: list[list[float]] = dataclasses.field(default_factory=list)
+    train_seconds: float = 0.0
+    trained: int = 0
+    epochs: int = 0
+    parts: dict[str, LinkMetrics] = dataclasses.field(default_factory=dict)
+
+
+def run(minutes: float, edges_file: Path | None, epochs: int, out: Path, seed: int) -> int:
+    """Trains `epochs` epochs, or as much of them as `minutes` leave time for, evaluates, prints the tables, writes the report.
+
+    Returns 130 after Ctrl-C, else 0.
+    """
+    torch.manual_seed(seed)
+    deadline = time.monotonic() + 60 * minutes
+    if edges_file is None:
+        events = min(GENERATED_EVENTS, max(2000, int(10_000 * minutes)))
+        edges, name = generated_stream(events, max(60, events // 50), seed), "a generated stream"
+    else:
+        edges, name = load_edges(edges_file), str(edges_file)
+    split = split_by_time(edges)
+    if min(len(part) for part in split) == 0:
+        raise ValueError(
+            f"{name} has {len(edges)} events at too few times, must be splittable by time; give a longer one"
+        )
+    print(f"{len(edges):,} events among {edges.num_nodes:,} nodes of {name}", flush=True)
+    result, status = TemporalResult(), 0
+    try:
+        _train_and_evaluate(edges, split, result, epochs, deadline, seed)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the report holds what there is", flush=True)
+        status = 130
+    tables, notes = [quality_rows(result), cache_rows(result)], conclusions(result, split)
+    print(*(table(rows) for rows in tables), *notes, sep="\n", flush=True)
+    write_report(out, result, name, tables, notes)
+    print(f"wrote {out}", flush=True)
+    return status
+
+
+class _TimeIsUp(Exception):
+    pass
+
+
+def _train_and_evaluate(
+    edges: EdgeList, split: TimeSplit, result: TemporalResult, epochs: int, deadline: float, seed: int
+) -> None:
+    model = NAT(edges.num_nodes, edges.features, time_origin=int(edges.time[0]), seed=seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    unseen = unseen_nodes(split.train)
+    sampler = NegativeSampler(split.train.dst, seed)
+    # Evaluation takes about a tenth of an epoch, and is not to be cut.
+    budget = deadline - 0.25 * (deadline - time.monotonic())
+    progress = progress_bar("NAT", epochs * len(split.train))
+    written = torch.zeros(3, 3, dtype=torch.int64)
+    start = time.monotonic()
+
+    def on_batch(done: int, loss: Tensor, stats: Tensor) -> None:
+        nonlocal written
+        written = written + stats
+        trained = result.epochs * len(split.train) + done
+        result.events.append(trained)
+        result.losses.append(float(loss))
+        result.trained, result.train_seconds = trained, time.monotonic() - start
+        if done == len(split.train) or len(result.points) < _POINTS * trained / (epochs * len(split.train)):
+            result.points.append(trained)
+            result.occupancy.append(model.cache.occupancy().tolist())
+            result.collisions.append((written[:, 1] / written[:, 0].clamp(min=1)).tolist())
+            written = torch.zeros_like(written)
+        progress.update(trained - progress.n)
+        progress.set_postfix_str(f"loss {result.losses[-1]:.3f}, {trained / result.train_seconds:,.0f} events/s")
+        if time.monotonic() > budget:
+            raise _TimeIsUp
+
+    try:
+        for epoch in range(epochs):
+            model.reset_state()
+            train_epoch(model, optimizer, split.train, sampler, batch_size=BATCH, epoch=epoch, on_batch=on_batch)
+            result.epochs += 1
+    except _TimeIsUp:
+        left = split.train[result.trained - result.epochs * len(split.train) :]
+        evaluate(model, left, sampler, unseen)  # what training had no time for is seen, at least
+    finally:
+        progress.close()
+    for name, part, until in (
+        ("validation", split.validation, len(split.train) + len(split.validation)),
+        ("test", split.test, None),
+    ):
+        candidates = edges[:until].dst
+        result.parts[name] = evaluate(model, part, NegativeSampler(candidates, seed + 1), unseen)
+
+
+def quality_rows(result: TemporalResult) -> list[tuple[str, ...]]:
+    """Metrics of each part; header first."""
+    rows: list[tuple[str, ...]] = [
+        ("part", "events", "AP", "AUC", "AP by batch", "AUC by batch", "with new nodes", "AP", "AUC", "events/s")
+    ]
+    for name, m in result.parts.items():
+        numbers = [f"{value:.4f}" for value in (m.ap, m.auc, m.batch_ap, m.batch_auc)]
+        inductive = [f"{value:.4f}" if value == value else "-" for value in (m.inductive_ap, m.inductive_auc)]
+        speed = f"{m.events / max(m.seconds, 1e-9):,.0f}"
+        rows.append((name, f"{m.events:,}", *numbers, f"{m.inductive_events:,}", *inductive, speed))
+    return rows
+
+
+def cache_rows(result: TemporalResult) -> list[tuple[str, ...]]:
+    """Occupied slots at the end of training, and writes that found their slot taken by another key; header first."""
+    rows: list[tuple[str, ...]] = [("cache", "occupied", "collisions")]
+    if result.points:
+        shares = [sum(column) / len(result.collisions) for column in zip(*result.collisions, strict=True)]
+        rows += [(hop, f"{o:.1%}", f"{c:.1%}") for hop, o, c in zip(HOPS, result.occupancy[-1], shares, strict=True)]
+    return rows
+
+
+def conclusions(result: TemporalResult, split: TimeSplit) -> list[str]:
+    """What the tables say, in sentences."""
+    speed = result.trained / max(result.train_seconds, 1e-9)
+    notes = [
+        f"Trained on {result.trained:,} events ({result.trained / len(split.train):.2f} epochs, batches of {BATCH}) in "
+        f"{result.train_seconds:.1f} s: {speed:,.0f} events/s on {torch.get_num_threads()} threads. One negative for each "
+        "event, uniform over the destinations seen so far; the parts follow each other in time, 70, 15 and 15 %."
+    ]
+    if any(m.inductive_events for m in result.parts.values()):
+        notes.append(
+            "New nodes are those in no event of training: the inductive test. The other columns are of all events."
+        )
+    return notes

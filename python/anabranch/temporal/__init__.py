@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from anabranch.temporal.pair_encode import pair_encode
+from anabranch.temporal.pair_join import pair_join
+
+__all__ = ["pair_encode", "pair_join"]

@@ -46,3 +46,20 @@ def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     rows, last, now = torch.randn(5, 3, 4, dtype=dtype), torch.zeros(5, dtype=torch.int64), torch.tensor([9])
     src, dst = torch.tensor([0, 1, 1, 4]), torch.tensor([2, 1, 0, 3])
     yield ops.random_projections_update, (rows, last, now, src, dst, times, 0.1)
+    yield from pair_samples(dtype)
+
+
+def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Rows that share keys with each other and with themselves, an empty slot and an empty row."""
+    keys = torch.tensor([[5, 7, 9, 5], [7, -1, 1 << 40, 9], [5, 5, 5, -1], [-1] * 4])
+    codes = torch.tensor([1, 2, 2, 4], dtype=torch.int32)
+    z = torch.randn(4, 4, 3).to(dtype).requires_grad_()
+    left, right = torch.tensor([0, 0, 2, 3, 1]), torch.tensor([1, 2, 2, 0, 0])
+    yield ops.pair_join, (keys, z, codes, left, right)
+    dz_joined = torch.randn(5, 8, 3).to(dtype).requires_grad_()
+    yield ops.pair_join_backward, (dz_joined, keys, codes, left, right)
+    weight, table = torch.randn(5, 3).to(dtype).requires_grad_(), torch.randn(64, 5).to(dtype).requires_grad_()
+    for activation in (0, 1):
+        yield ops.pair_encode, (keys, z, codes, left, right, weight, table, activation)
+        tensors = (torch.randn(5, 5).to(dtype), keys, z.detach(), codes, left, right, weight.detach(), table.detach())
+        yield ops.pair_encode_backward, (*tensors, activation, 7)

@@ -30,3 +30,7 @@ __all__ = [
     "split_by_time",
     "unseen_nodes",
 ]
+from anabranch.temporal.pair_encode import pair_encode
+from anabranch.temporal.pair_join import pair_join
+
+__all__ = ["pair_encode", "pair_join"]

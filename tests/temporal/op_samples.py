@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from anabranch.temporal import RecentNeighbors
+
 ops = torch.ops.anabranch
 
 
 def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Ops with arguments; the tensors that may get a gradient ask for one."""
+    yield from recent_neighbors()
     yield from memory_samples(dtype)
 
 
@@ -27,3 +30,19 @@ def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     rows, last, now = torch.randn(5, 3, 4, dtype=dtype), torch.zeros(5, dtype=torch.int64), torch.tensor([9])
     src, dst = torch.tensor([0, 1, 1, 4]), torch.tensor([2, 1, 0, 3])
     yield ops.random_projections_update, (rows, last, now, src, dst, times, 0.1)
+
+
+def recent_neighbors() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    src, dst, time = torch.tensor([0, 3, 3]), torch.tensor([1, 3, 2]), torch.tensor([5, 6, 6])
+    queries = torch.tensor([[0, 1], [3, 2], [1, 1]])
+    for causal, event_id in ((False, None), (True, torch.tensor([4, 9, 7]))):
+        module = RecentNeighbors(5, 3, causal=causal)
+        state = (module.rows, module.latest, module.num_events)
+        slots = 6 if causal else 3
+        yield ops.recent_neighbors_clear, (*state, slots)
+        yield ops.recent_neighbors_insert, (*state, src, dst, time, event_id, 3, slots, 0, False)
+        yield ops.recent_neighbors_lookup, (module.rows, src, time if causal else None, 3, slots)
+        yield (
+            ops.recent_neighbors_lookup_and_insert,
+            (*state, src, dst, time, event_id, queries, 3, slots, 0, False, causal),
+        )

@@ -59,6 +59,7 @@ void ordered_scatter_add_cpu(const OrderedScatterAdd<T>& problem) {
 
 /// ordered_scatter_reference.
 inline void ordered_scatter_cpu(const OrderedScatter& problem) {
+  if (problem.row_bytes == 0) return;
   const int num_workers = workers_for(problem.size * problem.row_bytes, 4 * detail::scatter_grain);
   parallel_workers(num_workers, [&](int worker) {
     const NodeShare share{worker, num_workers};

@@ -47,7 +47,7 @@ class TemporalResult:
 
 
 def run(minutes: float, edges_file: Path | None, epochs: int, out: Path, seed: int) -> int:
-    """Trains `epochs` epochs, or as much of them as `minutes` leave time for, evaluates, prints the tables, writes the report.
+    """Trains `epochs` epochs, or what `minutes` leave time for, evaluates, prints the tables, writes the report.
 
     Returns 130 after Ctrl-C, else 0.
     """
@@ -60,9 +60,7 @@ def run(minutes: float, edges_file: Path | None, epochs: int, out: Path, seed: i
         edges, name = load_edges(edges_file), str(edges_file)
     split = split_by_time(edges)
     if min(len(part) for part in split) == 0:
-        raise ValueError(
-            f"{name} has {len(edges)} events at too few times, must be splittable by time; give a longer one"
-        )
+        raise ValueError(f"{name} has {len(edges)} events, must have enough to split by time; give a longer stream")
     print(f"{len(edges):,} events among {edges.num_nodes:,} nodes of {name}", flush=True)
     result, status = TemporalResult(), 0
     try:
@@ -121,12 +119,10 @@ def _train_and_evaluate(
         evaluate(model, left, sampler, unseen)  # what training had no time for is seen, at least
     finally:
         progress.close()
-    for name, part, until in (
-        ("validation", split.validation, len(split.train) + len(split.validation)),
-        ("test", split.test, None),
-    ):
-        candidates = edges[:until].dst
-        result.parts[name] = evaluate(model, part, NegativeSampler(candidates, seed + 1), unseen)
+    seen = len(split.train)
+    for name, part in (("validation", split.validation), ("test", split.test)):
+        seen += len(part)
+        result.parts[name] = evaluate(model, part, NegativeSampler(edges[:seen].dst, seed + 1), unseen)
 
 
 def quality_rows(result: TemporalResult) -> list[tuple[str, ...]]:
@@ -156,11 +152,11 @@ def conclusions(result: TemporalResult, split: TimeSplit) -> list[str]:
     speed = result.trained / max(result.train_seconds, 1e-9)
     notes = [
         f"Trained on {result.trained:,} events ({result.trained / len(split.train):.2f} epochs, batches of {BATCH}) in "
-        f"{result.train_seconds:.1f} s: {speed:,.0f} events/s on {torch.get_num_threads()} threads. One negative for each "
-        "event, uniform over the destinations seen so far; the parts follow each other in time, 70, 15 and 15 %."
+        f"{result.train_seconds:.1f} s: {speed:,.0f} events/s on {torch.get_num_threads()} threads. One negative for "
+        "each event, uniform over the destinations seen so far; the parts follow each other in time, 70, 15 and 15 %."
     ]
     if any(m.inductive_events for m in result.parts.values()):
         notes.append(
-            "New nodes are those in no event of training: the inductive test. The other columns are of all events."
+            "New nodes are those in no event of training: the inductive test. Other columns are of all events."
         )
     return notes

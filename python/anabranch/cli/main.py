@@ -21,17 +21,23 @@ def main(arguments: list[str]) -> int:
     demo = commands.add_parser("demo", help="a job on real text, its table and its report")
     demo.add_argument(
         "--job",
-        choices=["experts", "skip", "mixers", "index"],
+        choices=["experts", "skip", "mixers", "index", "temporal"],
         default="experts",
         help="experts: a dense, a top-2 and a dynamic model; skip: speed and quality of one model under policies that "
         "skip its layers or FFNs, needs transformers; mixers: one model with plain residuals and with residual streams "
         "mixed by several kinds of matrices; index: every word of the standard library in an ordered map, searched and "
-        "edited at once (default experts)",
+        "edited at once; temporal: NAT predicts the next links of an edge stream (default experts)",
     )
     demo.add_argument("--minutes", type=float, default=2.0, help="time for the whole job (default 2)")
     demo.add_argument(
         "--text", type=Path, help="a text file, of index a folder of Python files; default: the Python standard library"
     )
+    demo.add_argument(
+        "--edges",
+        type=Path,
+        help="of temporal: src dst time [features...], CSV or Parquet; default: a generated stream",
+    )
+    demo.add_argument("--epochs", type=int, default=1, help="of temporal: passes over the stream (default 1)")
     demo.add_argument("--out", type=Path, default=Path("report.html"), help="default report.html")
     demo.add_argument("--seed", type=int, default=0)
     bench = commands.add_parser("bench", help="time the kernels beside their peers and the machine's limit")
@@ -71,6 +77,8 @@ def main(arguments: list[str]) -> int:
 def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if not 0 < options.minutes < float("inf"):
         parser.error(f"--minutes is {options.minutes}, must be positive")
+    if options.epochs < 1:
+        parser.error(f"--epochs is {options.epochs}, must be at least 1")
     if not options.out.parent.is_dir():
         parser.error(f"{options.out.parent} is no folder to write {options.out.name} into; make it first")
     if options.out.is_dir():
@@ -78,6 +86,10 @@ def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     try:
         if options.job == "skip":
             return _demo_skip(options)
+        if options.job == "temporal":
+            from anabranch.cli.demo_temporal import run as run_temporal
+
+            return run_temporal(options.minutes, options.edges, options.epochs, options.out, options.seed)
         if options.job == "mixers":
             from anabranch.cli.demo_mixers import run
         elif options.job == "index":

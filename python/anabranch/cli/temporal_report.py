@@ -32,7 +32,8 @@ def write_report(
         ]
     if result.parts:
         parts += [
-            "<h2>Average precision</h2><p class=note>Of all events, and of those with a node that training never saw.</p>",
+            "<h2>Average precision</h2>",
+            "<p class=note>Of all events, and of those with a node that training never saw.</p>",
             _bars(result),
         ]
     if result.points:
@@ -77,9 +78,8 @@ def _bars(result: TemporalResult) -> str:
             if value != value:
                 continue
             x, y = LEFT + width * (place + 0.2 + 0.32 * side), bottom - (bottom - TOP) * value
-            body.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{0.28 * width:.1f}" height="{bottom - y:.1f}" fill="{_COLORS[side]}"/>'
-            )
+            size = f'width="{0.28 * width:.1f}" height="{bottom - y:.1f}"'
+            body.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{_COLORS[side]}"/>')
             body.append(svg_text(x + 0.14 * width, y - 4, f"{value:.3f}"))
         body.append(svg_text(LEFT + width * (place + 0.5), bottom + 16, name))
     return frame(body, 1.0, "average precision", "")

@@ -31,7 +31,7 @@ class LinkMetrics:
 
     Attributes:
         ap, auc: average precision and area under the ROC curve, over all events together.
-        batch_ap, batch_auc: means over batches of `EVALUATION_BATCH` events, as the releases of NAT and CAWN report them.
+        batch_ap, batch_auc: means over batches of `EVALUATION_BATCH` events, as the releases of NAT and CAWN report.
         inductive_ap, inductive_auc: of the events with an end that training never saw; NaN where there is none.
         events, inductive_events: how many there were.
         seconds: of the pass.

@@ -164,7 +164,9 @@ class LogMailbox(nn.Module):
                 or not 0 <= used <= words.shape[0]
                 or (ranges.numel() and (int(ranges.min()) < 0 or int(ranges.max()) > used))
             ):
-                rest[-1].append(f"{prefix}* is no mailbox of {self.ranges.shape[0]} slots and {self.raw.shape[1]} numbers.")
+                rest[-1].append(
+                    f"{prefix}* is no mailbox of {self.ranges.shape[0]} slots and {self.raw.shape[1]} numbers."
+                )
                 return
             self.words, self.raw = self.words.new_zeros(words.shape), self.raw.new_zeros(raw.shape)
             self.used = used

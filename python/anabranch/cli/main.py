@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     demo.add_argument(
         "--edges",
         type=Path,
-        help="of temporal: src dst time [features...], CSV or Parquet; default: a generated stream",
+        help="of temporal: src dst time [features...], CSV or Parquet; default: one is generated",
     )
     demo.add_argument("--epochs", type=int, default=1, help="of temporal: passes over the stream (default 1)")
     demo.add_argument("--out", type=Path, default=Path("report.html"), help="default report.html")

@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from anabranch.temporal.ncache import NCache
+from anabranch.temporal.ncache_read import GruWeights, NCacheRows, gru_weights, ncache_read
+
+__all__ = ["GruWeights", "NCache", "NCacheRows", "gru_weights", "ncache_read"]

@@ -53,3 +53,7 @@ __all__ = [
     "split_by_time",
     "unseen_nodes",
 ]
+from anabranch.temporal.ncache import NCache
+from anabranch.temporal.ncache_read import GruWeights, NCacheRows, gru_weights, ncache_read
+
+__all__ = ["GruWeights", "NCache", "NCacheRows", "gru_weights", "ncache_read"]

@@ -1,0 +1,305 @@
+// The blocks of the N-cache's read as loops over the compiler's vectors; csrc/temporal/ncache_read_<isa>.cpp compiles
+// them once with its flags. ncache_read_cpu.hpp has the plan.
+//
+// The products keep 8 rows (forward) or 8 columns of x (backward) in registers: per 8 multiply-adds of a vector they
+// load one vector and broadcast 8 numbers from the first cache, which its two loads a cycle just sustain.
+//
+// Everything is a template on the instruction set, or always inlined, so that no copy compiled with AVX-512 can be the
+// one the linker keeps for an older machine.
+#pragma once
+
+#include "anabranch/experts/row_kernels_cpu.hpp"
+#include "anabranch/temporal/ncache_read_cpu.hpp"
+
+namespace anabranch::detail {
+
+template <CpuIsa isa, class T>
+struct NCacheReadLoops {
+  using Sum = accumulate_t<T>;
+  static constexpr int bytes = isa >= CpuIsa::avx512 ? 64 : isa == CpuIsa::avx2 ? 32 : 16;
+  static constexpr int64_t lanes = bytes / sizeof(Sum);
+  using Vector [[gnu::vector_size(bytes)]] = Sum;
+  using Scratch = NCacheScratch<Sum>;
+  using Problem = NCacheRead<T>;
+  using Packed = NCachePacked<Sum>;
+
+  [[gnu::always_inline]] static Vector load(const Sum* from) {
+    Vector value;
+    __builtin_memcpy(&value, from, sizeof(value));
+    return value;
+  }
+  [[gnu::always_inline]] static void store(Vector value, Sum* to) { __builtin_memcpy(to, &value, sizeof(value)); }
+
+  /// out [rows, columns] = x [rows, depth] weight [depth, columns]; rows a multiple of 8.
+  static void product(int64_t rows, int64_t depth, int64_t stride, int64_t columns, const Sum* __restrict x,
+                      const Sum* __restrict weight, Sum* __restrict out) {
+    for (int64_t v = 0; v < columns; v += lanes) {
+      for (int64_t r = 0; r < rows; r += ncache_unroll) {
+        Vector sums[ncache_unroll] = {};
+        for (int64_t k = 0; k < depth; ++k) {
+          const Vector w = load(weight + k * columns + v);
+#pragma GCC unroll 8
+          for (int i = 0; i < ncache_unroll; ++i) sums[i] += x[(r + i) * stride + k] * w;
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < ncache_unroll; ++i) store(sums[i], out + (r + i) * columns + v);
+      }
+    }
+  }
+
+  /// sums [depth, columns] += x^T [depth, rows] d [rows, columns]; depth a multiple of 8.
+  static void outer(int64_t rows, int64_t depth, int64_t columns, const Sum* __restrict x, const Sum* __restrict d,
+                    Sum* __restrict to) {
+    for (int64_t v = 0; v < columns; v += lanes) {
+      for (int64_t k = 0; k < depth; k += ncache_unroll) {
+        Vector sums[ncache_unroll];
+#pragma GCC unroll 8
+        for (int i = 0; i < ncache_unroll; ++i) sums[i] = load(to + (k + i) * columns + v);
+        for (int64_t r = 0; r < rows; ++r) {
+          const Vector given = load(d + r * columns + v);
+#pragma GCC unroll 8
+          for (int i = 0; i < ncache_unroll; ++i) sums[i] += x[r * depth + k + i] * given;
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < ncache_unroll; ++i) store(sums[i], to + (k + i) * columns + v);
+      }
+    }
+  }
+
+  [[gnu::always_inline]] static Sum dot(int64_t count, const Sum* __restrict a, const Sum* __restrict b) {
+    Vector sums{};
+    for (int64_t k = 0; k < count; k += lanes) sums += load(a + k) * load(b + k);
+    Sum sum = 0;
+    for (int l = 0; l < lanes; ++l) sum += sums[l];
+    return sum;
+  }
+
+  [[gnu::always_inline]] static Sum sigmoid(Sum x) {
+    if constexpr (std::is_same_v<Sum, float>) {
+      return 1.0f / (1.0f + vector_exp(-x));
+    } else {
+      return 1 / (1 + std::exp(-x));
+    }
+  }
+  [[gnu::always_inline]] static Sum hyperbolic_tangent(Sum x) {
+    if constexpr (std::is_same_v<Sum, float>) {
+      return 1.0f - 2.0f / (vector_exp(2.0f * x) + 1.0f);
+    } else {
+      return std::tanh(x);
+    }
+  }
+
+  /// Cosines and sines. For float the angle is reduced to a quarter turn in double, and Taylor's polynomials do the
+  /// rest; where an angle is beyond 2^50 its quarter has no meaning in double any more and libm answers.
+  static void turn(int64_t count, const double* __restrict angle, Sum* __restrict cosine, Sum* __restrict sine) {
+    bool small = std::is_same_v<Sum, float>;
+    for (int64_t i = 0; i < count; ++i) small &= angle[i] < 0x1p50 && angle[i] > -0x1p50;
+    if (!small) {
+      for (int64_t i = 0; i < count; ++i) {
+        cosine[i] = static_cast<Sum>(std::cos(angle[i])), sine[i] = static_cast<Sum>(std::sin(angle[i]));
+      }
+      return;
+    }
+    constexpr double shifter = 6755399441055744.0;  // 1.5 * 2^52: adding it rounds to an integer, in the low bits
+    for (int64_t i = 0; i < count; ++i) {
+      const double shifted = angle[i] * 0.63661977236758134308 + shifter, quarters = shifted - shifter;
+      const int quarter = static_cast<int>(bits_to<int64_t>(shifted) & 3);
+      const float r =
+          static_cast<float>((angle[i] - quarters * 1.57079632679489655800) - quarters * 6.123233995736766e-17);
+      const float q = r * r;
+      const float s = r + r * q * (-1.0f / 6 + q * (1.0f / 120 + q * (-1.0f / 5040 + q * (1.0f / 362880))));
+      const float c =
+          1.0f + q * (-0.5f + q * (1.0f / 24 + q * (-1.0f / 720 + q * (1.0f / 40320 + q * (-1.0f / 3628800)))));
+      const float along = quarter & 1 ? s : c, across = quarter & 1 ? c : s;
+      cosine[i] = quarter == 1 || quarter == 2 ? -along : along;
+      sine[i] = quarter & 2 ? -across : across;
+    }
+  }
+
+  /// x, states and angles of the slots in `list`.
+  static void load_block(const Problem& problem, const Packed& packed, int64_t rows, const int64_t* list,
+                         const Scratch& scratch) {
+    const int64_t node_width = problem.node_width, edge_width = problem.edge_width, times = problem.time_width;
+    const auto copy = [](const T* __restrict from, int64_t count, Sum* __restrict to) {
+      if (!from) {
+        for (int64_t k = 0; k < count; ++k) to[k] = 0;
+      } else {
+        for (int64_t k = 0; k < count; ++k) to[k] = static_cast<Sum>(from[k]);
+      }
+    };
+    for (int64_t r = 0; r < rows; ++r) {
+      Sum* x = scratch.x + r * packed.depth;
+      copy(problem.node_row(list[r]), node_width, x);
+      if (edge_width) copy(problem.edge_row(list[r]), edge_width, x + node_width);
+      x[problem.width()] = 1;
+      Sum* states = scratch.states + r * packed.hidden_depth;
+      copy(problem.states + list[r] * problem.state_size, problem.state_size, states);
+      states[problem.state_size] = 1;
+    }
+    if (times == 0) return;
+    for (int64_t r = 0; r < rows; ++r) {
+      scratch.tau[r] = problem.tau(list[r]);
+      for (int64_t d = 0; d < times; ++d) scratch.angle[r * times + d] = problem.angle(scratch.tau[r], d);
+    }
+    turn(rows * times, scratch.angle, scratch.cosine, scratch.sine);
+    for (int64_t r = 0; r < rows; ++r) {
+      Sum* x = scratch.x + r * packed.depth + node_width + edge_width;
+      for (int64_t d = 0; d < times; ++d) x[d] = scratch.cosine[r * times + d];
+    }
+  }
+
+  /// The sums of all gates, gate by gate. `F` is a constant where it is common.
+  template <class Size>
+  [[gnu::always_inline]] static void gate_sums(Size F, int64_t rows, int64_t columns, int64_t state_stride,
+                                               const Scratch& scratch) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Sum *input = scratch.input + r * columns, *hidden = scratch.hidden + r * columns;
+      for (int64_t f = 0; f < F; ++f) {
+        scratch.gates[0][r * F + f] = input[f] + hidden[f];
+        scratch.gates[1][r * F + f] = input[F + f] + hidden[F + f];
+        scratch.gates[2][r * F + f] = input[2 * F + f];
+        scratch.gates[3][r * F + f] = hidden[2 * F + f];
+        scratch.gates[4][r * F + f] = scratch.states[r * state_stride + f];
+      }
+    }
+  }
+
+  static void products(const Problem& problem, const Packed& packed, int64_t rows, const Scratch& scratch) {
+    const int64_t padded = (rows + ncache_unroll - 1) / ncache_unroll * ncache_unroll;
+    product(padded, problem.width() + 1, packed.depth, packed.columns, scratch.x, packed.weight, scratch.input);
+    product(padded, problem.state_size + 1, packed.hidden_depth, packed.columns, scratch.states, packed.weight_hh,
+            scratch.hidden);
+    if (problem.state_size == 4) {
+      gate_sums(std::integral_constant<int64_t, 4>{}, rows, packed.columns, packed.hidden_depth, scratch);
+    } else {
+      gate_sums(problem.state_size, rows, packed.columns, packed.hidden_depth, scratch);
+    }
+  }
+
+  /// f(rows, list) for the occupied slots in [begin, end), a block at a time.
+  template <class F>
+  [[gnu::always_inline]] static void for_each_block(const Problem& problem, int64_t begin, int64_t end, F&& f) {
+    int64_t list[ncache_block], rows = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      list[rows] = i;
+      rows += problem.occupied(i);
+      if (rows == ncache_block || (i + 1 == end && rows > 0)) f(rows, list), rows = 0;
+    }
+  }
+
+  static void forward(const Problem& problem, const Packed& packed, int64_t begin, int64_t end, std::byte* memory,
+                      T* z) {
+    const Scratch scratch(problem, packed, memory);
+    const int64_t F = problem.state_size;
+    for_each_block(problem, begin, end, [&](int64_t rows, const int64_t* list) {
+      load_block(problem, packed, rows, list, scratch);
+      products(problem, packed, rows, scratch);
+      const Sum* __restrict sum_r = scratch.gates[0], * __restrict sum_u = scratch.gates[1];
+      const Sum* __restrict input_n = scratch.gates[2], * __restrict hidden_n = scratch.gates[3];
+      const Sum* __restrict state = scratch.gates[4];
+      Sum* __restrict value = scratch.value;
+      for (int64_t e = 0; e < rows * F; ++e) {
+        const Sum u = sigmoid(sum_u[e]);
+        const Sum n = hyperbolic_tangent(input_n[e] + sigmoid(sum_r[e]) * hidden_n[e]);
+        value[e] = (1 - u) * n + u * state[e];
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t f = 0; f < F; ++f) z[list[r] * F + f] = T(value[r * F + f]);
+      }
+    });
+  }
+
+  /// Gates' sums become their gradients, in place, and `value` the part of the states' gradient that goes by u.
+  [[gnu::always_inline]] static void gate_gradients(int64_t count, const Scratch& scratch) {
+    Sum* __restrict sum_r = scratch.gates[0], * __restrict sum_u = scratch.gates[1];
+    Sum* __restrict input_n = scratch.gates[2], * __restrict hidden_n = scratch.gates[3];
+    const Sum* __restrict state = scratch.gates[4];
+    Sum* __restrict value = scratch.value;
+    for (int64_t e = 0; e < count; ++e) {
+      const Sum given = value[e], r = sigmoid(sum_r[e]), u = sigmoid(sum_u[e]);
+      const Sum n = hyperbolic_tangent(input_n[e] + r * hidden_n[e]);
+      const Sum dn = given * (1 - u) * (1 - n * n);
+      sum_r[e] = dn * hidden_n[e] * r * (1 - r);
+      sum_u[e] = given * (state[e] - n) * u * (1 - u);
+      input_n[e] = dn;
+      hidden_n[e] = dn * r;
+      value[e] = given * u;
+    }
+  }
+
+  /// The gates' gradients as rows of gx and gh; their padding is zero from the products.
+  template <class Size>
+  [[gnu::always_inline]] static void gradient_rows(Size F, int64_t rows, int64_t columns, const Scratch& scratch) {
+    for (int64_t r = 0; r < rows; ++r) {
+      Sum *input = scratch.input + r * columns, *hidden = scratch.hidden + r * columns;
+      for (int64_t f = 0; f < F; ++f) {
+        input[f] = hidden[f] = scratch.gates[0][r * F + f];
+        input[F + f] = hidden[F + f] = scratch.gates[1][r * F + f];
+        input[2 * F + f] = scratch.gates[2][r * F + f];
+        hidden[2 * F + f] = scratch.gates[3][r * F + f];
+      }
+    }
+  }
+
+  static void backward(const Problem& problem, const Packed& packed, const T* dz, int64_t begin, int64_t end,
+                       std::byte* memory, Sum* partial, Sum* dgates, Sum* dstates) {
+    const Scratch scratch(problem, packed, memory);
+    const int64_t F = problem.state_size, columns = packed.columns, times = problem.time_width;
+    for_each_block(problem, begin, end, [&](int64_t rows, const int64_t* list) {
+      load_block(problem, packed, rows, list, scratch);
+      products(problem, packed, rows, scratch);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t f = 0; f < F; ++f) scratch.value[r * F + f] = static_cast<Sum>(dz[list[r] * F + f]);
+      }
+      gate_gradients(rows * F, scratch);
+      if (F == 4) {
+        gradient_rows(std::integral_constant<int64_t, 4>{}, rows, columns, scratch);
+      } else {
+        gradient_rows(F, rows, columns, scratch);
+      }
+      if (partial) {
+        outer(rows, packed.depth, columns, scratch.x, scratch.input, partial);
+        outer(rows, packed.hidden_depth, columns, scratch.states, scratch.hidden, partial + packed.depth * columns);
+        Sum *frequency = partial + packed.size(), *phase = frequency + times;
+        const Sum* weight = packed.weight + (problem.node_width + problem.edge_width) * columns;
+        for (int64_t d = 0; d < times; ++d) {
+          double sum = 0, sum_tau = 0;
+          for (int64_t r = 0; r < rows; ++r) {
+            const Sum dx = dot(columns, scratch.input + r * columns, weight + d * columns);
+            const double dangle = -static_cast<double>(scratch.sine[r * times + d] * dx);
+            sum += dangle, sum_tau += dangle * scratch.tau[r];
+          }
+          frequency[d] += static_cast<Sum>(sum_tau), phase[d] += static_cast<Sum>(sum);
+        }
+      }
+      for (int64_t r = 0; dgates && r < rows; ++r) {
+        __builtin_memcpy(dgates + list[r] * columns, scratch.input + r * columns, columns * sizeof(Sum));
+      }
+      for (int64_t r = 0; dstates && r < rows; ++r) {
+        for (int64_t f = 0; f < F; ++f) {
+          dstates[list[r] * F + f] =
+              scratch.value[r * F + f] + dot(columns, scratch.hidden + r * columns, packed.weight_hh + f * columns);
+        }
+      }
+    });
+  }
+
+  static void add_row(int64_t gates, int64_t width, int64_t stride, const Sum* __restrict dgates,
+                      const Sum* __restrict weight, Sum* __restrict row) {
+    for (int64_t j = 0; j < gates; ++j) {
+      for (int64_t k = 0; k < width; ++k) row[k] += dgates[j] * weight[j * stride + k];
+    }
+  }
+};
+
+}  // namespace anabranch::detail
+
+namespace anabranch {
+
+template <CpuIsa isa, class T>
+NCacheReadKernels<T> ncache_read_kernels_for() {
+  using Loops = detail::NCacheReadLoops<isa, T>;
+  return {Loops::lanes, Loops::forward, Loops::backward, Loops::add_row};
+}
+
+}  // namespace anabranch

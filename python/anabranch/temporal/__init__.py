@@ -7,6 +7,8 @@ from anabranch.temporal.edge_list import EdgeList
 from anabranch.temporal.memory_table import MemoryTable
 from anabranch.temporal.messages import IdentityMessage, LastAggregator, MeanAggregator, TimeEncoder
 from anabranch.temporal.metrics import average_precision, hits_at, mean_reciprocal_rank, positive_ranks, roc_auc
+from anabranch.temporal.ncache import NCache
+from anabranch.temporal.ncache_read import GruWeights, NCacheRows, gru_weights, ncache_read
 from anabranch.temporal.negatives import NegativeSampler
 from anabranch.temporal.pair_encode import pair_encode
 from anabranch.temporal.pair_join import pair_join
@@ -20,11 +22,14 @@ from anabranch.temporal.splits import TimeSplit, events_at, hide_nodes, split_by
 
 __all__ = [
     "EdgeList",
+    "GruWeights",
     "IdentityMessage",
     "LastAggregator",
     "MeanAggregator",
     "MemoryCorrection",
     "MemoryTable",
+    "NCache",
+    "NCacheRows",
     "NegativeSampler",
     "RandomProjections",
     "RecentEvents",
@@ -38,12 +43,14 @@ __all__ = [
     "coherence_loss",
     "degree_encoding",
     "events_at",
+    "gru_weights",
     "hide_nodes",
     "hits_at",
     "latest_of_node",
     "load_edges",
     "masked_mean_sum",
     "mean_reciprocal_rank",
+    "ncache_read",
     "ordered_scatter_",
     "ordered_scatter_add_",
     "pair_encode",
@@ -53,7 +60,3 @@ __all__ = [
     "split_by_time",
     "unseen_nodes",
 ]
-from anabranch.temporal.ncache import NCache
-from anabranch.temporal.ncache_read import GruWeights, NCacheRows, gru_weights, ncache_read
-
-__all__ = ["GruWeights", "NCache", "NCacheRows", "gru_weights", "ncache_read"]

@@ -57,7 +57,7 @@ def run(minutes: float, edges_file: Path | None, epochs: int, out: Path, seed: i
         events = min(GENERATED_EVENTS, max(2000, int(10_000 * minutes)))
         edges, name = generated_stream(events, max(60, events // 50), seed), "a generated stream"
     else:
-        edges, name = load_edges(edges_file), str(edges_file)
+        edges, name = load_edges(edges_file), edges_file.name
     split = split_by_time(edges)
     if min(len(part) for part in split) == 0:
         raise ValueError(f"{name} has {len(edges)} events, must have enough to split by time; give a longer stream")
@@ -128,7 +128,18 @@ def _train_and_evaluate(
 def quality_rows(result: TemporalResult) -> list[tuple[str, ...]]:
     """Metrics of each part; header first."""
     rows: list[tuple[str, ...]] = [
-        ("part", "events", "AP", "AUC", "AP by batch", "AUC by batch", "with new nodes", "AP", "AUC", "events/s")
+        (
+            "part",
+            "events",
+            "AP",
+            "AUC",
+            "AP by batch",
+            "AUC by batch",
+            "with new nodes",
+            "their AP",
+            "their AUC",
+            "events/s",
+        )
     ]
     for name, m in result.parts.items():
         numbers = [f"{value:.4f}" for value in (m.ap, m.auc, m.batch_ap, m.batch_auc)]

@@ -25,7 +25,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ncache_read(
     in.check_slots(rows);
     ncache_read_cpu(in.problem<T>(rows), mutable_data<T>(z));
   });
-  return {rows.keys, rows.event_ids, rows.times, z, rows.states};
+  return {z, rows.keys, rows.event_ids, rows.times, rows.states};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ncache_gather(const Tensor& keys, const Tensor& event_ids,

@@ -109,7 +109,7 @@ def ncache_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
             one.requires_grad_()
         arguments = (*cache[:3], floats[0], query, *tables, *parameters, 2, 0.5)
         yield ops.ncache_read, arguments
-        given = [one.detach() for one in ops.ncache_read(*arguments)]
-        dz = torch.randn(given[3].shape).to(dtype)
+        z, *read = (one.detach() for one in ops.ncache_read(*arguments))
+        dz = torch.randn(z.shape).to(dtype)
         fixed = [None if one is None else one.detach() for one in (*tables, *parameters)]
-        yield ops.ncache_read_backward, (dz, query, *given[:3], given[4], *fixed, 2, 0.5, 0b111111111)
+        yield ops.ncache_read_backward, (dz, query, *read, *fixed, 2, 0.5, 0b111111111)

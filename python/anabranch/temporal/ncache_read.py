@@ -127,7 +127,7 @@ def ncache_read(
     check_same_device(op, "keys", keys, node_features=node_features, edge_features=edge_features)
     check_same_device(op, "keys", keys, frequency=frequency, phase=phase, **gru._asdict())
     sums = torch.float64 if states.dtype == torch.float64 else torch.float32
-    given = ops.ncache_read(
+    z, read_keys, read_event_ids, read_times, _ = ops.ncache_read(
         keys,
         event_ids,
         times,
@@ -141,14 +141,14 @@ def ncache_read(
         time_origin,
         time_scale,
     )
-    return NCacheRows(*given[:4])
+    return NCacheRows(read_keys, read_event_ids, read_times, z)
 
 
 @torch.library.register_fake("anabranch::ncache_read")
 def _(keys: Tensor, event_ids: Tensor, times: Tensor, states: Tensor, nodes: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     rows, slots, size = nodes.shape[0], keys.shape[1], states.shape[2]
     ids = [keys.new_empty(rows, slots) for _ in range(3)]
-    return (*ids, states.new_empty(rows, slots, size), states.new_empty(rows, slots, size))
+    return (states.new_empty(rows, slots, size), *ids, states.new_empty(rows, slots, size))
 
 
 @torch.library.register_fake("anabranch::ncache_read_backward")
@@ -187,7 +187,7 @@ _LEARNS = (3, 5, 6, 7, 8, 9, 10, 11, 12)
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, _, _, _, nodes, *features_and_parameters, time_origin, time_scale = inputs
-    keys, event_ids, times, _, states = output
+    _, keys, event_ids, times, states = output
     ctx.mark_non_differentiable(keys, event_ids, times, states)
     ctx.set_materialize_grads(False)
     ctx.options = (time_origin, time_scale)
@@ -196,7 +196,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
     results: list[Tensor | None] = [None] * 15
-    dz = gradients[3]
+    dz = gradients[0]
     if dz is None:
         return tuple(results)
     needs = [ctx.needs_input_grad[position] for position in _LEARNS]

@@ -25,4 +25,32 @@ __all__ = [
     "roc_auc",
     "split_by_time",
     "unseen_nodes",
+from anabranch.temporal.memory_table import MemoryTable
+from anabranch.temporal.messages import IdentityMessage, LastAggregator, MeanAggregator, TimeEncoder
+from anabranch.temporal.random_projections import RandomProjections
+from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
+from anabranch.temporal.running_mean import RunningMean, degree_encoding, masked_mean_sum
+from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments, coherence_loss
+from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
+from anabranch.temporal.signed_memory import SignedMemory
+
+__all__ = [
+    "IdentityMessage",
+    "LastAggregator",
+    "MeanAggregator",
+    "MemoryCorrection",
+    "MemoryTable",
+    "RandomProjections",
+    "RecentEvents",
+    "RecentNeighbors",
+    "RunningMean",
+    "RunningMoments",
+    "SignedMemory",
+    "TimeEncoder",
+    "coherence_loss",
+    "degree_encoding",
+    "latest_of_node",
+    "masked_mean_sum",
+    "ordered_scatter_",
+    "ordered_scatter_add_",
 ]

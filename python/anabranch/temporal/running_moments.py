@@ -1,0 +1,139 @@
+"""PRES: a node's next memory predicted from the moments of its past increments, and the measured one corrected."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from anabranch.temporal.scatter import ordered_scatter_add_
+from anabranch.temporal.stream_state import WholeState, check_nodes, check_rows
+
+
+class RunningMoments(WholeState):
+    """Count, sum and sum of squares of the increments of every node (PRES, arXiv 2402.04284).
+
+    Args:
+        num_nodes, dim: of the memories.
+        device, dtype: of the sums; float32 by default.
+
+    State: `count` int64 `[num_nodes, 1]`; `sums` `[num_nodes, 2 * dim]`, the sum and then the sum of squares.
+
+    This is the method as it is meant. The release adds 1 to an increment instead of counting it, scales increments to
+    [-1, 1] by the batch's extremes instead of dividing by a count, and copies the whole table for every batch.
+    """
+
+    count: Tensor
+    sums: Tensor
+
+    def __init__(
+        self,
+        num_nodes: int,
+        dim: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.num_nodes, self.dim = num_nodes, dim
+        self.register_buffer("count", torch.zeros(num_nodes, 1, dtype=torch.int64, device=device))
+        self.register_buffer("sums", torch.zeros(num_nodes, 2 * dim, dtype=dtype, device=device))
+
+    def update(self, nodes: Tensor, increments: Tensor) -> None:
+        """Takes increments of nodes.
+
+        Args:
+            nodes: int64 `[n]`; a node may come more than once, and each time counts; a negative one is passed over.
+            increments: `[n, dim]`, in the dtype of the sums. No gradient is kept.
+
+        Raises:
+            ValueError: shapes, dtypes or devices that do not fit; a node of num_nodes or more (CPU; passed over on a
+                GPU). Nothing has been written then.
+
+        Cost:
+            Reads and writes 2 * dim sums of each node in the batch, and of no other.
+        """
+        check_rows("update", self.sums, nodes.shape[0], self.dim, increments=increments)
+        with torch.no_grad():
+            ordered_scatter_add_(self.sums, nodes, torch.cat([increments, increments * increments], 1))
+            ordered_scatter_add_(self.count, nodes, torch.ones_like(nodes)[:, None])
+
+    def mean(self, nodes: Tensor) -> Tensor:
+        """`[n, dim]`: the mean increment of nodes int64 `[n]`; 0 for one without any."""
+        check_nodes("mean", self.num_nodes, self.sums, nodes=nodes)
+        return self.sums[nodes, : self.dim] / self.count[nodes].clamp_min(1)
+
+    def variance(self, nodes: Tensor) -> Tensor:
+        """`[n, dim]`: the variance of the increments of nodes int64 `[n]`, not below 0; 0 for one without any."""
+        check_nodes("variance", self.num_nodes, self.sums, nodes=nodes)
+        mean, square = (self.sums[nodes] / self.count[nodes].clamp_min(1)).split(self.dim, 1)
+        return (square - mean * mean).clamp_min(0)
+
+    def predict(self, nodes: Tensor, previous: Tensor) -> Tensor:
+        """`previous + sum / count`, and `previous` for nodes without increments.
+
+        Args:
+            nodes: int64 `[n]`.
+            previous: `[n, dim]`, their memories.
+
+        Returns:
+            `[n, dim]`; the gradient goes to previous alone.
+        """
+        return previous + self.mean(nodes)
+
+    def reset(self) -> None:
+        """Forgets all increments."""
+        self.count.zero_()
+        self.sums.zero_()
+
+    def extra_repr(self) -> str:
+        return f"num_nodes={self.num_nodes}, dim={self.dim}"
+
+
+class MemoryCorrection(nn.Module):
+    """`gamma * predicted + (1 - gamma) * measured` (PRES, arXiv 2402.04284).
+
+    Args:
+        gamma: in (0, 1).
+        learnable: whether gamma is learned, as the sigmoid of a parameter, or stays.
+
+    The result is what a memory stores. In the release it goes to the embeddings alone and is never stored.
+    """
+
+    logit: Tensor
+
+    def __init__(self, gamma: float = 0.9, *, learnable: bool = False) -> None:
+        super().__init__()
+        if not 0 < gamma < 1:
+            raise ValueError(f"MemoryCorrection: gamma is {gamma}, must be in (0, 1); leave the correction out for 0")
+        logit = torch.tensor(math.log(gamma / (1 - gamma)))
+        if learnable:
+            self.logit = nn.Parameter(logit)
+        else:
+            self.register_buffer("logit", logit)
+
+    @property
+    def gamma(self) -> Tensor:
+        """The share of the prediction, `[]`."""
+        return self.logit.sigmoid()
+
+    def forward(self, predicted: Tensor, measured: Tensor) -> Tensor:
+        """Both `[n, dim]`; differentiable in both, and in gamma if it is learned."""
+        return torch.lerp(measured, predicted, self.gamma.to(measured.dtype))
+
+
+def coherence_loss(memory: Tensor, previous: Tensor) -> Tensor:
+    """`mean(1 - cos(memory, previous))`: how far an update turns the memories (PRES, with weight beta = 0.1).
+
+    Args:
+        memory, previous: `[n, dim]`; a row of zeros has cosine 0.
+
+    Returns:
+        `[]`, in [0, 2]; 0 for n = 0.
+
+    Gradient:
+        To both, through the cosine. The release detaches it, so that there the term teaches nothing.
+    """
+    distance = 1 - nn.functional.cosine_similarity(memory, previous, dim=-1)
+    return distance.sum() / max(1, distance.numel())

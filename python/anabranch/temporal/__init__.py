@@ -4,42 +4,26 @@ from __future__ import annotations
 
 from anabranch.temporal.edge_files import load_edges
 from anabranch.temporal.edge_list import EdgeList
-from anabranch.temporal.metrics import average_precision, hits_at, mean_reciprocal_rank, positive_ranks, roc_auc
-from anabranch.temporal.negatives import NegativeSampler
-from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
-from anabranch.temporal.splits import TimeSplit, events_at, hide_nodes, split_by_time, unseen_nodes
-
-__all__ = [
-    "EdgeList",
-    "NegativeSampler",
-    "RecentEvents",
-    "RecentNeighbors",
-    "TimeSplit",
-    "average_precision",
-    "events_at",
-    "hide_nodes",
-    "hits_at",
-    "load_edges",
-    "mean_reciprocal_rank",
-    "positive_ranks",
-    "roc_auc",
-    "split_by_time",
-    "unseen_nodes",
 from anabranch.temporal.memory_table import MemoryTable
 from anabranch.temporal.messages import IdentityMessage, LastAggregator, MeanAggregator, TimeEncoder
+from anabranch.temporal.metrics import average_precision, hits_at, mean_reciprocal_rank, positive_ranks, roc_auc
+from anabranch.temporal.negatives import NegativeSampler
 from anabranch.temporal.random_projections import RandomProjections
 from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
 from anabranch.temporal.running_mean import RunningMean, degree_encoding, masked_mean_sum
 from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments, coherence_loss
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
 from anabranch.temporal.signed_memory import SignedMemory
+from anabranch.temporal.splits import TimeSplit, events_at, hide_nodes, split_by_time, unseen_nodes
 
 __all__ = [
+    "EdgeList",
     "IdentityMessage",
     "LastAggregator",
     "MeanAggregator",
     "MemoryCorrection",
     "MemoryTable",
+    "NegativeSampler",
     "RandomProjections",
     "RecentEvents",
     "RecentNeighbors",
@@ -47,10 +31,21 @@ __all__ = [
     "RunningMoments",
     "SignedMemory",
     "TimeEncoder",
+    "TimeSplit",
+    "average_precision",
     "coherence_loss",
     "degree_encoding",
+    "events_at",
+    "hide_nodes",
+    "hits_at",
     "latest_of_node",
+    "load_edges",
     "masked_mean_sum",
+    "mean_reciprocal_rank",
     "ordered_scatter_",
     "ordered_scatter_add_",
+    "positive_ranks",
+    "roc_auc",
+    "split_by_time",
+    "unseen_nodes",
 ]

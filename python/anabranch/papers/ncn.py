@@ -10,8 +10,8 @@ with p from NCN itself: `s = sigmoid(scale (logit - offset))`, `p = alpha pt s /
 links that a training step predicts are taken out of its graph. Sets of u are sampled to 8 in training and 128 in tests.
 
 The release builds every intersection as a new sparse matrix from 64-bit keys; here `row_set_sum` walks two rows and
-writes none of it. It adds sampled sets up as they are, while here the sum is scaled by the size of the set over the size
-of the sample, so that it means the same for 8 and for 128.
+writes none of it. It adds sampled sets up as they are, while here the sum is scaled by the size of the set over that of
+the sample, so that it means the same for 8 and for 128.
 
 Where gradients come from: the loss, through `row_set_sum` and `gather_sum` to x, through x to the network and the
 embeddings; p_u is a constant.
@@ -25,7 +25,7 @@ product of the same representations find them again.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,7 +88,10 @@ class Encoder(nn.Module):
 
 
 class DotProduct(nn.Module):
-    """The baseline: `x_i . x_j` (a graph autoencoder)."""
+    """The baseline: `x_i . x_j` (a graph autoencoder), whatever the width."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
 
     def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
         return (x[left] * x[right]).sum(1)
@@ -168,6 +171,9 @@ class NCNC(NCN):
         return weights
 
 
+MODELS: dict[str, Callable[[int], nn.Module]] = {"dot product": DotProduct, "NCN": NCN, "NCNC": NCNC}
+
+
 def geometric_edges(num_nodes: int = 800, degree: float = 12.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Points in the unit square, joined where they are near: (src, dst) with src < dst, `degree` edges a node."""
     points = torch.rand(num_nodes, 2, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
@@ -225,9 +231,9 @@ def run(
     shared = other_pairs(10000)
     own = torch.randint(num_nodes, (num_hidden, 50), generator=draw, device="cpu").to(src.device)
     results = {}
-    for name, model in (("dot product", DotProduct()), ("NCN", NCN(dim)), ("NCNC", NCNC(dim))):
+    for name, make in MODELS.items():
         torch.manual_seed(seed)
-        encoder, predictor = Encoder(num_nodes, dim).to(src.device), model.to(src.device)
+        encoder, predictor = Encoder(num_nodes, dim).to(src.device), make(dim).to(src.device)
         both = nn.ModuleList([encoder, predictor])
         optimizer = torch.optim.Adam(both.parameters(), rate)
         for epoch in range(epochs):

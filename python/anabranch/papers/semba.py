@@ -1,8 +1,8 @@
 """SEMBA: signed links of a stream, from a memory of friends and a memory of enemies for every node.
 
 Source: "Representation Learning in Continuous-Time Dynamic Signed Networks" (arXiv 2207.03408). By balance theory a
-node's positive memory hears a friend's positive one and an enemy's negative one, its negative memory a friend's negative
-and an enemy's positive one; temporal attention reads both. What the authors' code does otherwise is said at
+node's positive memory hears a friend's positive one and an enemy's negative one, its negative memory a friend's
+negative and an enemy's positive one; temporal attention reads both. What the authors' code does otherwise is said at
 `SignedMemory`, whose variant "release" is compared here, and so is one memory that hears of signs only as a feature.
 
 Where gradients come from: the loss of a batch reaches attention, GRUs and time encoding through the messages that wait,
@@ -99,7 +99,7 @@ def is_negative(edges: EdgeList) -> Tensor:
 
 
 def macro_f1(predicted: Tensor, labels: Tensor) -> Tensor:
-    """The mean of both classes' F1, float64 `[]`; bool `[E]` each. A class that is neither there nor predicted has 0."""
+    """The mean of both classes' F1, float64 `[]`; bool `[E]` each. A class neither there nor predicted has 0."""
     scores = []
     for ours, truth in ((predicted, labels), (~predicted, ~labels)):
         both, either = (ours & truth).sum().double(), ours.sum() + truth.sum()

@@ -95,9 +95,10 @@ class NodeFeatures(nn.Module):
     """One augmentation of all nodes, and what it says of nodes that training has not seen.
 
     Args:
-        kind: "random": N(0, 1/dim) numbers. "positional": the first `dim` eigenvectors of `D^-1/2 A D^-1/2`, A the graph
-            of the training events, by orthogonal iteration; it stands in for the release's node2vec, which factorises
-            a relative of that matrix by random walks. "degree": sines and cosines of how many events a node had so far.
+        kind: "random": N(0, 1/dim) numbers. "positional": the first `dim` eigenvectors of `D^-1/2 A D^-1/2`, A the
+            graph of the training events, by orthogonal iteration; it stands in for the release's node2vec, which
+            factorises a relative of that matrix by random walks. "degree": sines and cosines of how many events a node
+            had so far.
         train: the training events, which say which nodes are known.
         dim: even.
         seed: of the random numbers, and of the iteration's start.

@@ -36,7 +36,7 @@ def drifting_communities(
     communities: int = 4,
     events: int = 12000,
     *,
-    drift: float = 0.3,
+    drift: float = 0.6,
     new_share: float = 0.3,
     inside: float = 0.9,
     seed: int = 0,

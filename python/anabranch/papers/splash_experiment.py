@@ -84,12 +84,13 @@ class Head(nn.Module):
 
 
 class Batch(NamedTuple):
-    """Queries of one batch of events: their nodes `[B]` or pairs `[B, 2]`, times and labels."""
+    """Queries of one batch of events: nodes `[B]` or pairs `[B, 2]`, times, labels, and the true nodes `[B, ends]`."""
 
     events: EdgeList
     nodes: Tensor
     time: Tensor
     labels: Tensor
+    ends: Tensor
 
 
 Queries = Callable[[EdgeList, int], Iterator[Batch]]
@@ -100,7 +101,7 @@ def node_queries(labels: Tensor) -> Queries:
 
     def queries(edges: EdgeList, epoch: int) -> Iterator[Batch]:
         for batch in edges.batches(BATCH):
-            yield Batch(batch, batch.src, batch.time, labels[batch.event_id])
+            yield Batch(batch, batch.src, batch.time, labels[batch.event_id], batch.src[:, None])
 
     return queries
 
@@ -113,7 +114,7 @@ def link_queries(sampler: NegativeSampler) -> Queries:
             wrong = sampler.sample(batch.event_id, epoch=epoch, exclude=batch.dst)
             pairs = torch.stack([batch.src.repeat(2), torch.cat([batch.dst, wrong[:, 0]])], dim=1)
             labels = torch.arange(2, device=pairs.device).flip(0).repeat_interleave(len(batch))
-            yield Batch(batch, pairs, batch.time.repeat(2), labels)
+            yield Batch(batch, pairs, batch.time.repeat(2), labels, pairs[: len(batch)].repeat(2, 1))
 
     return queries
 
@@ -136,7 +137,7 @@ def probe_features(stream: StreamContext, queries: Queries, train: EdgeList) -> 
 def train_and_test(
     stream: StreamContext, head: Head, queries: Queries, split: TimeSplit, epochs: int, rate: float = 2e-3
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Trains on the first part; logits `[Q, classes]`, labels and nodes of the last part's queries."""
+    """Trains on the first part; logits `[Q, classes]`, labels and true nodes of the last part's queries."""
     optimizer = torch.optim.Adam(head.parameters(), rate)
 
     def logits(batch: Batch) -> Tensor:
@@ -161,19 +162,27 @@ def train_and_test(
             stream.observe(batch.events)
         print(f"epoch {epoch + 1} of {epochs}: loss {float(total):.4f}", flush=True)
     head.eval()
-    results, stop = [], split.test.event_id[0]
+    results, stop = [], int(split.test.event_id[0])
     with torch.no_grad():
         stream.reset()
         for part in split:
             for batch in queries(part, epochs):
                 if batch.events.event_id[0] >= stop:
-                    results.append((logits(batch), batch.labels, batch.nodes))
+                    results.append((logits(batch), batch.labels, batch.ends))
                 stream.observe(batch.events)
     return tuple(torch.cat(column) for column in zip(*results, strict=True))  # type: ignore[return-value]
 
 
 def run(
-    edges: EdgeList, labels: Tensor | None, *, epochs: int, k: int = 20, dim: int = 32, hidden: int = 64, seed: int = 0
+    edges: EdgeList,
+    labels: Tensor | None,
+    *,
+    epochs: int,
+    k: int = 20,
+    dim: int = 32,
+    hidden: int = 64,
+    seed: int = 0,
+    kinds: Sequence[Kind] = KINDS,
 ) -> tuple[Kind, dict[str, tuple[float, float]]]:
     """The experiment: the chosen kind, and for each kind the metrics of all test queries and of those with new nodes.
 
@@ -186,22 +195,19 @@ def run(
     queries = link_queries(NegativeSampler(edges.dst, seed)) if labels is None else node_queries(labels)
     classes = 2 if labels is None else int(labels.max()) + 1
     new = unseen_nodes(split.train)
-    streams = {kind: StreamContext(NodeFeatures(kind, split.train, dim, seed=seed), edges, k) for kind in KINDS}
+    streams = {kind: StreamContext(NodeFeatures(kind, split.train, dim, seed=seed), edges, k) for kind in kinds}
     probes = {kind: probe_features(stream, queries, split.train) for kind, stream in streams.items()}
-    chosen, losses = select_features({kind: x for kind, (x, _) in probes.items()}, probes[KINDS[0]][1])
+    chosen, losses = select_features({kind: x for kind, (x, _) in probes.items()}, probes[kinds[0]][1])
+    contenders: dict[str, StreamContext] = {**streams, "no events": NoEvents(streams[chosen].features, edges, 1)}
     results: dict[str, tuple[float, float]] = {}
     rows = [["features", "probe loss", "all", "with new nodes", "AUC"]]
-    for name in (*KINDS, "no events"):
+    for name, stream in contenders.items():
         torch.manual_seed(seed)
-        kind = chosen if name == "no events" else next(kind for kind in KINDS if kind == name)
-        stream = streams[kind]
-        if name == "no events":
-            stream = NoEvents(stream.features, edges, 1)
         print(f"{name}:", flush=True)
         edge_dim = 0 if edges.features is None else edges.features.shape[1]
         head = Head(dim, edge_dim, hidden, classes).to(edges.src.device)
-        logits, answers, nodes = train_and_test(stream, head, queries, split, epochs)
-        is_new = new[nodes] if nodes.dim() == 1 else new[nodes].any(1)
+        logits, answers, ends = train_and_test(stream, head, queries, split, epochs)
+        is_new = new[ends].any(1)  # a drawn pair counts with the event that it stands beside
         scores = logits[:, 1] - logits[:, 0]
         if labels is None:
             metrics = [float(average_precision(scores[part], answers[part])) for part in (is_new | True, is_new)]
@@ -210,8 +216,8 @@ def run(
             metrics = [float(right[part].mean()) for part in (is_new | True, is_new)]
         results[name] = (metrics[0], metrics[1])
         auc = f"{float(roc_auc(scores, answers)):.4f}" if labels is None else "-"
+        loss = f"{losses[stream.features.kind]:.4f}" if name != "no events" else "-"
         marked = f"{name} (chosen)" if name == chosen else name
-        loss = f"{losses[kind]:.4f}" if name != "no events" else "-"
         rows.append([marked, loss, *(f"{metric:.4f}" for metric in metrics), auc])
     print(table(rows))
     return chosen, results

@@ -12,7 +12,6 @@ from anabranch.temporal.ncache_read import GruWeights, NCacheRows, gru_weights, 
 from anabranch.temporal.negatives import NegativeSampler
 from anabranch.temporal.pair_encode import pair_encode
 from anabranch.temporal.pair_join import pair_join
-from anabranch.temporal.negatives import NegativeSampler
 from anabranch.temporal.random_projections import RandomProjections
 from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
 from anabranch.temporal.running_mean import RunningMean, degree_encoding, masked_mean_sum
@@ -56,8 +55,6 @@ __all__ = [
     "ordered_scatter_add_",
     "pair_encode",
     "pair_join",
-    "ordered_scatter_",
-    "ordered_scatter_add_",
     "positive_ranks",
     "roc_auc",
     "split_by_time",

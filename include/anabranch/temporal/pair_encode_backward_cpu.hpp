@@ -7,20 +7,22 @@ namespace anabranch {
 
 namespace detail {
 
-inline constexpr int64_t encode_tile = 32;  // pairs; pair_chunk / encode_tile sets of sums of parameters' gradients
+inline constexpr int64_t encode_tile = 64;  // pairs; pair_chunk / encode_tile sets of sums of parameters' gradients
 
 /// The last pass of the linear backward: every slot with a key gets its row's gradient [rows, features].
 template <class T>
 void spread_row_gradients(const SlotPairs<T>& sets, const accumulate_t<T>* gradients, T* dz) {
   parallel_for(sets.rows, std::max<int64_t>(1, 32768 / std::max<int64_t>(1, sets.slots * (sets.features + 1))),
                [&](int64_t begin, int64_t end) {
-                 for (int64_t slot = begin * sets.slots; slot < end * sets.slots; ++slot) {
-                   const auto* from = gradients + slot / sets.slots * sets.features;
-                   const bool used = sets.keys[slot] >= 0;
-                   for (int64_t f = 0; f < sets.features; ++f) {
-                     dz[slot * sets.features + f] = used ? T(from[f]) : T(0.0f);
+                 with_features(sets.features, [&](auto features) {
+                   for (int64_t row = begin; row < end; ++row) {
+                     const accumulate_t<T>* from = gradients + row * features;
+                     for (int64_t slot = row * sets.slots; slot < (row + 1) * sets.slots; ++slot) {
+                       const bool used = sets.keys[slot] >= 0;
+                       for (int64_t f = 0; f < features; ++f) dz[slot * features + f] = T(used ? from[f] : 0);
+                     }
                    }
-                 }
+                 });
                });
 }
 
@@ -98,12 +100,11 @@ void pair_encode_backward_cpu(const PairEncode<T>& problem, const T* dout, T* dz
         int16_t* const places = relu ? positions.data() + (p - first) * width : scratch.positions.data();
         scratch.join.join(sets, p, places);
         if (relu) {
-          detail::sum_joined(sets, p, places, scratch.join.count(), scratch.z.data());
+          detail::sum_joined(sets, p, scratch.join, places, scratch.z.data());
           kernels.relu_backward(rows, scratch.join.count(), scratch.z.data(), scratch.join.codes(), scratch.row.data(),
                                 scratch.partial.data(), gradients.data() + (p - first) * width * sets.features, sums);
         } else {
-          scratch.count(sets, p);
-          kernels.linear_backward(rows, scratch.factors.data(), scratch.row.data(),
+          kernels.linear_backward(rows, scratch.count(sets, p), scratch.row.data(),
                                   gradients.data() + (p - first) * sets.features, sums);
         }
       }

@@ -1,11 +1,13 @@
 // pair_encode (pair_encode.hpp defines it) on the CPU: each pair is joined in the first cache (pair_join_cpu.hpp) and
 // its keys go straight through the kernels of the widest vectors there are (pair_encode_kernels.hpp).
 //
-// The backward joins again instead of keeping anything. Gradients of weight and table are summed by tiles of 32 pairs
-// into at most 64 sets of sums, dz by whoever owns the row; the borders of both depend on the data alone, so results
+// The backward joins again instead of keeping anything. Gradients of weight and table are summed by tiles of 64 pairs
+// into at most 32 sets of sums, dz by whoever owns the row; the borders of both depend on the data alone, so results
 // are the same for every number of threads. With no activation a slot's gradient is the same for all slots of a row:
 // rows sum it once, and a last pass gives it to the slots that hold a key.
 #pragma once
+
+#include <numeric>
 
 #include "anabranch/core/cpu_features.hpp"
 #include "anabranch/temporal/pair_encode.hpp"
@@ -20,6 +22,15 @@ struct EncodeRows {
   const Sum* parameters;
 };
 
+/// With no activation a pair is a sum of some of these rows times a number each: the sums of z, and how many keys have
+/// each code.
+template <class Sum>
+struct EncodeFactors {
+  int64_t count;
+  const int32_t* rows;
+  const Sum* values;
+};
+
 template <class Sum>
 struct PairEncodeKernels {
   /// out [padded] of a pair with `count` keys.
@@ -27,10 +38,11 @@ struct PairEncodeKernels {
   /// Writes dz [count, features], adds to gradients [features + 64, padded]; partial has 16 numbers for each of dz.
   void (*relu_backward)(const EncodeRows<Sum>&, int64_t count, const Sum* z, const int32_t* codes, const Sum* dout,
                         Sum* partial, Sum* dz, Sum* gradients);
-  /// out = factors [features + 64] times the rows.
-  void (*linear)(const EncodeRows<Sum>&, const Sum* factors, Sum* out);
+  /// out [padded] = factors times rows.
+  void (*linear)(const EncodeRows<Sum>&, const EncodeFactors<Sum>& factors, Sum* out);
   /// Writes dz [features], adds to gradients.
-  void (*linear_backward)(const EncodeRows<Sum>&, const Sum* factors, const Sum* dout, Sum* dz, Sum* gradients);
+  void (*linear_backward)(const EncodeRows<Sum>&, const EncodeFactors<Sum>& factors, const Sum* dout, Sum* dz,
+                          Sum* gradients);
 };
 
 /// The kernels compiled for `isa`; one specialisation per translation unit. AVX-512 BF16 adds nothing here.
@@ -100,32 +112,50 @@ struct EncodeScratch {
         positions(2 * problem.sets.slots),
         z(std::max<int64_t>(2 * problem.sets.slots, 1) * problem.sets.features),
         factors(problem.sets.features + num_pair_codes),
+        factor_rows(problem.sets.features + num_pair_codes),
         row(padded),
         partial(problem.activation == PairActivation::relu ? 2 * problem.sets.slots * problem.sets.features * 16 : 0) {
     std::fill_n(row.data(), padded, Sum(0));
   }
 
-  /// factors: the sum of z over all slots of the pair, then how many keys have each code.
-  void count(const SlotPairs<T>& sets, int64_t pair) {
-    std::fill_n(factors.data(), sets.features + num_pair_codes, Sum(0));
-    for (int64_t k = 0; k < join.count(); ++k) factors.data()[sets.features + join.codes()[k]] += 1;
+  /// What a pair is made of with no activation. Rows of the weight always take part, so that what is not finite shows.
+  EncodeFactors<Sum> count(const SlotPairs<T>& sets, int64_t pair) {
+    Sum* values = factors.data();
+    int32_t* rows = factor_rows.data();
+    std::fill_n(values, sets.features, Sum(0));
     with_features(sets.features, [&](auto features) {
       for (int side = 0; side < 2; ++side) {
-        const int64_t first = sets.row(pair, side) * sets.slots;
-        if (first < 0) continue;
-        const int16_t* used = positions.data() + side * sets.slots;
-        for (int64_t s = 0; s < sets.slots; ++s) {
-          if (used[s] < 0) continue;
-          const T* from = sets.z + (first + s) * features;
-          for (int64_t f = 0; f < features; ++f) factors.data()[f] += static_cast<Sum>(from[f]);
+        const T* row = sets.z + sets.row(pair, side) * sets.slots * features;
+        if constexpr (!std::is_integral_v<decltype(features)>) {  // a constant: the sums stay in a register
+          Sum sums[decltype(features)::value] = {};
+          join.for_used(side, [&](int64_t slot) {
+            for (int64_t f = 0; f < features; ++f) sums[f] += static_cast<Sum>(row[slot * features + f]);
+          });
+          for (int64_t f = 0; f < features; ++f) values[f] += sums[f];
+        } else {
+          join.for_used(side, [&](int64_t slot) {
+            for (int64_t f = 0; f < features; ++f) values[f] += static_cast<Sum>(row[slot * features + f]);
+          });
         }
       }
     });
+    std::iota(rows, rows + sets.features, 0);
+    int32_t counts[num_pair_codes] = {};
+    for (int64_t k = 0; k < join.count(); ++k) ++counts[join.codes()[k]];
+    int64_t used = sets.features;
+    for (int32_t code = 1; code < num_pair_codes; ++code) {
+      rows[used] = static_cast<int32_t>(sets.features) + code;
+      values[used] = static_cast<Sum>(counts[code]);
+      used += counts[code] > 0;
+    }
+    return {used, rows, values};
   }
 
   SlotJoin join;
   Temporary<int16_t> positions;
-  Temporary<Sum> z, factors, row, partial;
+  Temporary<Sum> z, factors;
+  Temporary<int32_t> factor_rows;
+  Temporary<Sum> row, partial;
 };
 
 /// Pairs that one worker should get at least.
@@ -149,11 +179,10 @@ void pair_encode_cpu(const PairEncode<T>& problem, T* out) {
     for (int64_t p = begin; p < end; ++p) {
       scratch.join.join(sets, p, scratch.positions.data());
       if (problem.activation == PairActivation::relu) {
-        detail::sum_joined(sets, p, scratch.positions.data(), scratch.join.count(), scratch.z.data());
+        detail::sum_joined(sets, p, scratch.join, scratch.positions.data(), scratch.z.data());
         kernels.relu(rows, scratch.join.count(), scratch.z.data(), scratch.join.codes(), scratch.row.data());
       } else {
-        scratch.count(sets, p);
-        kernels.linear(rows, scratch.factors.data(), scratch.row.data());
+        kernels.linear(rows, scratch.count(sets, p), scratch.row.data());
       }
       for (int64_t h = 0; h < problem.channels; ++h) out[p * problem.channels + h] = T(scratch.row.data()[h]);
     }

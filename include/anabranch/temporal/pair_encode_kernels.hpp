@@ -90,33 +90,55 @@ struct PairEncodeLoops {
     }
   }
 
-  /// partial [count, features]: a vector for each number of dz.
-  template <class Features>
-  [[gnu::always_inline]] static void relu_backward_of(Features features, const EncodeRows<Sum>& rows, int64_t count,
-                                                      const Sum* z, const int32_t* codes, const Sum* dout, Sum* partial,
+  /// partial [count, features]: a vector for each number of dz. kept > 0: that many features, whose columns of the
+  /// weight and of its gradient stay in registers.
+  template <int kept>
+  [[gnu::always_inline]] static void relu_backward_of(const EncodeRows<Sum>& rows, int64_t count, const Sum* z,
+                                                      const int32_t* codes, const Sum* dout, Sum* partial,
                                                       Sum* gradients) {
+    const int64_t features = kept ? kept : rows.features;
     for_columns<2>(rows.padded, [&]<int n>(int64_t column) __attribute__((always_inline)) {
-      Vector upstream[n];
+      Vector upstream[n], weight[kept ? kept : 1][n], weight_gradient[kept ? kept : 1][n] = {};
       for (int i = 0; i < n; ++i) upstream[i] = load(dout + column + i * width);
+      for (int64_t f = 0; f < kept; ++f) {
+        for (int i = 0; i < n; ++i) weight[f][i] = load(rows.parameters + f * rows.padded + column + i * width);
+      }
       for (int64_t k = 0; k < count; ++k) {
+        const Sum* key = z + k * features;
+        const int64_t row = (features + codes[k]) * rows.padded + column;
         Vector v[n];
-        values_of<n>(rows, features, column, z + k * features, codes[k], v);
-        Sum* table = gradients + (features + codes[k]) * rows.padded + column;
+        for (int i = 0; i < n; ++i) v[i] = load(rows.parameters + row + i * width);
+        for (int64_t f = 0; f < features; ++f) {
+          const Vector factor = key[f] - Vector{};
+          for (int i = 0; i < n; ++i) {
+            v[i] += factor * (kept ? weight[f][i] : load(rows.parameters + f * rows.padded + column + i * width));
+          }
+        }
         for (int i = 0; i < n; ++i) {
           v[i] = v[i] <= 0 ? Vector{} : upstream[i];
-          store(table + i * width, load(table + i * width) + v[i]);
+          store(gradients + row + i * width, load(gradients + row + i * width) + v[i]);
         }
         for (int64_t f = 0; f < features; ++f) {
           Sum* to = partial + (k * features + f) * width;
-          const Sum* weight = rows.parameters + f * rows.padded + column;
-          Sum* weight_gradient = gradients + f * rows.padded + column;
-          const Vector factor = z[k * features + f] - Vector{};
+          const Vector factor = key[f] - Vector{};
           Vector sum = load(to);
           for (int i = 0; i < n; ++i) {
-            sum += load(weight + i * width) * v[i];
-            store(weight_gradient + i * width, load(weight_gradient + i * width) + factor * v[i]);
+            const int64_t at = f * rows.padded + column + i * width;
+            if constexpr (kept > 0) {
+              sum += weight[f][i] * v[i];
+              weight_gradient[f][i] += factor * v[i];
+            } else {
+              sum += load(rows.parameters + at) * v[i];
+              store(gradients + at, load(gradients + at) + factor * v[i]);
+            }
           }
           store(to, sum);
+        }
+      }
+      for (int64_t f = 0; f < kept; ++f) {
+        for (int i = 0; i < n; ++i) {
+          Sum* to = gradients + f * rows.padded + column + i * width;
+          store(to, load(to) + weight_gradient[f][i]);
         }
       }
     });
@@ -126,37 +148,30 @@ struct PairEncodeLoops {
                             const Sum* dout, Sum* partial, Sum* dz, Sum* gradients) {
     __builtin_memset(partial, 0, count * rows.features * width * sizeof(Sum));
     if (rows.features == 4) {
-      relu_backward_of(std::integral_constant<int64_t, 4>{}, rows, count, z, codes, dout, partial, gradients);
+      relu_backward_of<4>(rows, count, z, codes, dout, partial, gradients);
     } else {
-      relu_backward_of(rows.features, rows, count, z, codes, dout, partial, gradients);
+      relu_backward_of<0>(rows, count, z, codes, dout, partial, gradients);
     }
     sum_lanes(partial, count * rows.features, dz);
   }
 
-  /// Whether a row of the parameters takes part: the weight's always do, so that what is not finite shows.
-  [[gnu::always_inline]] static bool takes_part(const EncodeRows<Sum>& rows, const Sum* factors, int64_t row) {
-    return row < rows.features || factors[row] != 0;
-  }
-
-  static void linear(const EncodeRows<Sum>& rows, const Sum* factors, Sum* out) {
+  static void linear(const EncodeRows<Sum>& rows, const EncodeFactors<Sum>& factors, Sum* out) {
     for_columns<4>(rows.padded, [&]<int n>(int64_t column) __attribute__((always_inline)) {
       Vector total[n] = {};
-      for (int64_t row = 0; row < rows.features + num_pair_codes; ++row) {
-        if (!takes_part(rows, factors, row)) continue;
-        const Sum* from = rows.parameters + row * rows.padded + column;
-        const Vector factor = factors[row] - Vector{};
+      for (int64_t e = 0; e < factors.count; ++e) {
+        const Sum* from = rows.parameters + factors.rows[e] * rows.padded + column;
+        const Vector factor = factors.values[e] - Vector{};
         for (int i = 0; i < n; ++i) total[i] += factor * load(from + i * width);
       }
       for (int i = 0; i < n; ++i) store(out + column + i * width, total[i]);
     });
   }
 
-  static void linear_backward(const EncodeRows<Sum>& rows, const Sum* factors, const Sum* dout, Sum* dz,
+  static void linear_backward(const EncodeRows<Sum>& rows, const EncodeFactors<Sum>& factors, const Sum* dout, Sum* dz,
                               Sum* gradients) {
-    for (int64_t row = 0; row < rows.features + num_pair_codes; ++row) {
-      if (!takes_part(rows, factors, row)) continue;
-      Sum* to = gradients + row * rows.padded;
-      const Vector factor = factors[row] - Vector{};
+    for (int64_t e = 0; e < factors.count; ++e) {
+      Sum* to = gradients + factors.rows[e] * rows.padded;
+      const Vector factor = factors.values[e] - Vector{};
       for (int64_t c = 0; c < rows.padded; c += width) store(to + c, load(to + c) + factor * load(dout + c));
     }
     for (int64_t f = 0; f < rows.features; ++f) {

@@ -13,6 +13,7 @@
 // count is -1, 0 and 0.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

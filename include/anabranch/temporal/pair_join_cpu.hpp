@@ -1,6 +1,6 @@
 // The join of pairs of slot sets (pair_join.hpp defines it) on the CPU: a pair at a time by a small hash table.
 //
-// The table has at least four places a slot, 512 bytes for NAT's 49, and holds positions among the distinct keys, so it
+// The table has at least eight places a slot, 1 KB for NAT's 49, and holds positions among the distinct keys, so it
 // is cleared by some stores and stays in the first cache with them. A pair reads its two rows (2 slots * (8 + features
 // * sizeof(T)) bytes) and writes as much and 8 slots + 4 bytes of codes and count: 5.1 KB for 49 slots and 4 floats.
 // Floor: those bytes over the bandwidth of the cache or memory they lie in. About one probe for each slot.
@@ -23,60 +23,99 @@ namespace anabranch {
 
 namespace detail {
 
-/// What joins one pair after another.
+/// What joins one pair after another. Which keys are new and which places are taken is what no branch predictor can
+/// know, so there is one branch for each probe and none for the rest.
 class SlotJoin {
  public:
   explicit SlotJoin(int64_t slots)
       : slots_(slots),
-        places_(static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(4 * slots, 4))))),
+        places_(static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(8 * slots, 8))))),
         shift_(64 - std::countr_zero(static_cast<uint64_t>(places_))),
         table_(places_),
-        keys_(2 * slots),
-        codes_(2 * slots) {}
+        keys_(2 * slots + 2),
+        codes_(2 * slots + 2),
+        used_(2 * slots + 2) {
+    keys_.data()[0] = -1;
+  }
 
   /// Finds the pair's distinct keys; positions [2 slots] receives the place of each slot's key among them, or -1.
   template <class T>
   void join(const SlotPairs<T>& problem, int64_t pair, int16_t* positions) {
-    std::memset(table_.data(), 0xff, places_ * sizeof(int16_t));
+    if (pair + 1 < problem.pairs) prefetch(problem, pair + 1);
+    std::memset(table_.data(), 0, places_ * sizeof(uint16_t));
+    std::fill(positions, positions + 2 * slots_, int16_t{-1});
     count_ = 0;
+    int64_t used = 0;
+    int16_t* list = used_.data();
     for (int side = 0; side < 2; ++side, positions += slots_) {
+      ends_[side] = used;
       const int64_t row = problem.row(pair, side);
-      if (row < 0) {
-        std::fill(positions, positions + slots_, int16_t{-1});
-        continue;
-      }
+      if (row < 0) continue;
       const int64_t* keys = problem.keys + row * slots_;
-      for (int64_t s = 0; s < slots_; ++s) positions[s] = keys[s] < 0 ? -1 : place(keys[s], problem.code(s, side));
+      const int64_t first = used;
+      for (int64_t s = 0; s < slots_; ++s) {
+        list[used] = static_cast<int16_t>(s);
+        used += keys[s] >= 0;
+      }
+      for (int64_t e = first; e < used; ++e) positions[list[e]] = place(keys[list[e]], problem.code(list[e], side));
     }
+    ends_[2] = used;
   }
 
   int64_t count() const { return count_; }
-  const int64_t* keys() const { return keys_.data(); }
-  const int32_t* codes() const { return codes_.data(); }
+  const int64_t* keys() const { return keys_.data() + 1; }
+  const int32_t* codes() const { return codes_.data() + 1; }
+
+  /// f(slot) for the slots of one side that hold a key, in order.
+  template <class F>
+  void for_used(int side, F&& f) const {
+    const int16_t* list = used_.data();
+    for (int64_t e = ends_[side]; e < ends_[side + 1]; ++e) f(int64_t{list[e]});
+  }
 
  private:
+  /// Numbers in the table are one more than positions; 0 is an empty place.
   [[gnu::always_inline]] int16_t place(int64_t key, int32_t code) {
-    uint64_t at = static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u >> shift_;
-    int16_t* table = table_.data();
+    uint16_t* table = table_.data();
     int64_t* keys = keys_.data();
-    while (table[at] >= 0 && keys[table[at]] != key) at = (at + 1) & (places_ - 1);
-    const int16_t found = table[at];
-    if (found >= 0) {
-      codes_.data()[found] |= code;
-      return found;
+    int32_t* codes = codes_.data();
+    uint64_t at = static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u >> shift_;
+    int64_t found = table[at];
+    while ((found != 0) & (keys[found] != key)) {
+      at = (at + 1) & (places_ - 1);
+      found = table[at];
     }
-    table[at] = static_cast<int16_t>(count_);
-    keys[count_] = key;
-    codes_.data()[count_] = code;
-    return static_cast<int16_t>(count_++);
+    const int64_t number = found ? found : count_ + 1;
+    table[at] = static_cast<uint16_t>(number);
+    keys[number] = key;
+    codes[number] = (found ? codes[number] : 0) | code;
+    count_ += !found;
+    return static_cast<int16_t>(number - 1);
+  }
+
+  template <class T>
+  static void prefetch(const SlotPairs<T>& problem, int64_t pair) {
+    constexpr int64_t line = 64;
+    for (int side = 0; side < 2; ++side) {
+      const int64_t row = problem.row(pair, side);
+      if (row < 0) continue;
+      const char* keys = reinterpret_cast<const char*>(problem.keys + row * problem.slots);
+      const int64_t bytes = problem.slots * static_cast<int64_t>(sizeof(int64_t));
+      for (int64_t at = 0; at < bytes; at += line) __builtin_prefetch(keys + at);
+      const int64_t numbers = problem.slots * problem.features;
+      const char* z = reinterpret_cast<const char*>(problem.z + row * numbers);
+      const int64_t z_bytes = std::min<int64_t>(numbers * static_cast<int64_t>(sizeof(T)), 16 * line);
+      for (int64_t at = 0; at < z_bytes; at += line) __builtin_prefetch(z + at);
+    }
   }
 
   int64_t slots_, places_;
   int shift_;
-  int64_t count_ = 0;
-  Temporary<int16_t> table_;
+  int64_t count_ = 0, ends_[3] = {};
+  Temporary<uint16_t> table_;
   Temporary<int64_t> keys_;
   Temporary<int32_t> codes_;
+  Temporary<int16_t> used_;
 };
 
 /// f(features) with the number as a constant where it is NAT's.
@@ -87,20 +126,17 @@ void with_features(int64_t features, F&& f) {
 
 /// z [count, features]: the sums over the slots of each joined key.
 template <class T>
-void sum_joined(const SlotPairs<T>& problem, int64_t pair, const int16_t* positions, int64_t count,
+void sum_joined(const SlotPairs<T>& problem, int64_t pair, const SlotJoin& join, const int16_t* positions,
                 accumulate_t<T>* z) {
   using Sum = accumulate_t<T>;
-  std::fill(z, z + count * problem.features, Sum(0));
+  std::fill(z, z + join.count() * problem.features, Sum(0));
   with_features(problem.features, [&](auto features) {
     for (int side = 0; side < 2; ++side, positions += problem.slots) {
-      const int64_t row = problem.row(pair, side);
-      if (row < 0) continue;
-      const T* from = problem.z + row * problem.slots * features;
-      for (int64_t s = 0; s < problem.slots; ++s, from += features) {
-        if (positions[s] < 0) continue;
-        Sum* to = z + positions[s] * features;
-        for (int64_t f = 0; f < features; ++f) to[f] += static_cast<Sum>(from[f]);
-      }
+      const T* row = problem.z + problem.row(pair, side) * problem.slots * features;
+      join.for_used(side, [&](int64_t slot) {
+        Sum* to = z + positions[slot] * features;
+        for (int64_t f = 0; f < features; ++f) to[f] += static_cast<Sum>(row[slot * features + f]);
+      });
     }
   });
 }
@@ -193,9 +229,9 @@ void pair_join_cpu(const SlotPairs<T>& problem, int64_t* keys, int32_t* codes, T
       std::fill_n(codes + p * width + count, width - count, 0);
       T* to = z + p * width * features;
       if constexpr (std::is_same_v<T, Sum>) {
-        detail::sum_joined(problem, p, positions.data(), count, to);
+        detail::sum_joined(problem, p, join, positions.data(), to);
       } else {
-        detail::sum_joined(problem, p, positions.data(), count, sums.data());
+        detail::sum_joined(problem, p, join, positions.data(), sums.data());
         for (int64_t i = 0; i < count * features; ++i) to[i] = T(sums.data()[i]);
       }
       std::fill_n(to + count * features, (width - count) * features, T(0.0f));

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from anabranch.cli.peers_temporal import PlainRing
 from anabranch.temporal import RecentNeighbors
 
 ops = torch.ops.anabranch
@@ -15,21 +16,8 @@ ops = torch.ops.anabranch
 def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Ops with arguments; the tensors that may get a gradient ask for one."""
     yield from recent_neighbors()
+    yield from plain_ring()
     yield from memory_samples(dtype)
-
-
-def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    index = torch.tensor([3, 0, -1, 3])
-    table, values, weights = torch.randn(5, 3, dtype=dtype), torch.randn(4, 3, dtype=dtype), torch.randn(4, dtype=dtype)
-    yield ops.ordered_scatter_add, (table, index, values, weights)
-    yield ops.ordered_scatter_add, (torch.zeros(5, 1, dtype=torch.int64), index, torch.ones_like(index)[:, None], None)
-    yield ops.ordered_scatter, (table.clone(), index, values)
-    times, events = torch.tensor([5, 1, 2, 5]), torch.tensor([4, 7, 8, 9])
-    yield ops.latest_of_node, (index, times, events)
-    yield ops.latest_of_node, (index, times, None)
-    rows, last, now = torch.randn(5, 3, 4, dtype=dtype), torch.zeros(5, dtype=torch.int64), torch.tensor([9])
-    src, dst = torch.tensor([0, 1, 1, 4]), torch.tensor([2, 1, 0, 3])
-    yield ops.random_projections_update, (rows, last, now, src, dst, times, 0.1)
 
 
 def recent_neighbors() -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -46,7 +34,17 @@ def recent_neighbors() -> Iterator[tuple[Any, tuple[Any, ...]]]:
             ops.recent_neighbors_lookup_and_insert,
             (*state, src, dst, time, event_id, queries, 3, slots, 0, False, causal),
         )
-    yield from memory_samples(dtype)
+
+
+def plain_ring() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The benchmark's ring, which has kernels on the CPU alone."""
+    if torch.get_default_device().type != "cpu":
+        return
+    state = PlainRing(5, 3)
+    src, dst, time = torch.tensor([0, 3, 3, 1]), torch.tensor([1, 3, 2, 4]), torch.tensor([5, 6, 6, 7])
+    yield ops.plain_ring_clear, (state.records, state.oldest)
+    for queries in (torch.tensor([[0, 1], [3, 2], [1, 1], [4, 0]]), torch.empty(4, 0, dtype=torch.int64)):
+        yield ops.plain_ring_run, (state.records, state.oldest, src, dst, time, queries, 9, 2)
 
 
 def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:

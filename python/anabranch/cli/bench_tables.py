@@ -108,6 +108,30 @@ def index_row(row: Row) -> str:
     )
 
 
+_TEMPORAL_PEERS = (("ring", 7), ("torch", 7), ("dim=0", 7), ("PyG", 7))
+
+
+def temporal_header() -> str:
+    peers = " ".join(f"{'x ' + name:>{width}}" for name, width in _TEMPORAL_PEERS)
+    return (
+        f"{'workload':<22} {'thr':>3} {'batch':>6}   {'k/s':>9} {'spread':>6}   {peers}   {'limit k/s':>9} "
+        f"{'% of limit':>10}"
+    )
+
+
+def temporal_row(row: Row) -> str:
+    """One line: ours in thousand events or pairs a second, ours over the peers', and the limit in thousands."""
+    assert isinstance(row, IndexRow)
+    ours = row.ours
+    peers = " ".join(f"{_number(row.ratio(name)):>{width}}" for name, width in _TEMPORAL_PEERS)
+    limit = f"{1e6 / row.limit_ms:.1f}" if row.limit_ms else "-"
+    share = f"{row.limit_ms / row.medians_ms[ours]:.1%}" if row.limit_ms else "-"
+    return (
+        f"{row.workload:<22} {row.threads:>3} {row.tokens:>6}   {1e3 * row.millions(ours):>9.1f} "
+        f"{row.spreads[ours]:>6.0%}   {peers}   {limit:>9} {share:>10}"
+    )
+
+
 def bar_lines(bars: Sequence[Bar]) -> list[str]:
     """A table of bars, with what is missed named so; nothing without bars."""
     if not bars:

@@ -43,3 +43,15 @@ def test_the_example_of_index_runs() -> None:
     assert len(names["seen"]) == len(names["snapshot"])
     assert names["restored"].find(names["keys"])[1].all()
     assert names["some_keys"].equal(names["some_keys"].sort().values)
+
+
+@needs_docs
+def test_the_example_of_temporal_runs() -> None:
+    names = run_first_example("temporal.md")
+    recent, edges = names["recent"], names["edges"]
+    assert int(recent.degrees().sum()) == 2 * len(names["train"]) - int(
+        (edges.src == edges.dst)[: len(names["train"])].sum()
+    )
+    assert int(names["last"].event_ids.max()) < len(names["train"])
+    assert all(parameter.grad is not None for parameter in names["model"].parameters())
+    assert (names["model"].cache.occupancy() > 0).all()

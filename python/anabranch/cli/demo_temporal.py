@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from anabranch.cli.progress import progress_bar, table
-from anabranch.cli.temporal_report import write_report
+from anabranch.cli.temporal_report import HOPS, write_report
 from anabranch.cli.temporal_stream import generated_stream
 from anabranch.papers.link_prediction import LinkMetrics, evaluate, train_epoch
 from anabranch.papers.nat import NAT
@@ -18,7 +18,6 @@ from anabranch.temporal import EdgeList, NegativeSampler, TimeSplit, load_edges,
 
 BATCH, LEARNING_RATE = 100, 3e-4
 GENERATED_EVENTS, GENERATED_NODES = 30_000, 600
-HOPS = ("node itself", "hop 1", "hop 2")
 _POINTS = 40  # of the plots of the cache
 
 
@@ -127,20 +126,8 @@ def _train_and_evaluate(
 
 def quality_rows(result: TemporalResult) -> list[tuple[str, ...]]:
     """Metrics of each part; header first."""
-    rows: list[tuple[str, ...]] = [
-        (
-            "part",
-            "events",
-            "AP",
-            "AUC",
-            "AP by batch",
-            "AUC by batch",
-            "with new nodes",
-            "their AP",
-            "their AUC",
-            "events/s",
-        )
-    ]
+    columns = "part", "events", "AP", "AUC", "AP by batch", "AUC by batch"
+    rows: list[tuple[str, ...]] = [(*columns, "with new nodes", "their AP", "their AUC", "events/s")]
     for name, m in result.parts.items():
         numbers = [f"{value:.4f}" for value in (m.ap, m.auc, m.batch_ap, m.batch_auc)]
         inductive = [f"{value:.4f}" if value == value else "-" for value in (m.inductive_ap, m.inductive_auc)]

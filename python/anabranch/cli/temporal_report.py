@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from anabranch.cli.demo_temporal import TemporalResult
 
 _COLORS = ("#2f6db3", "#d9622b", "#2e8b57")
-_HOPS = ("node itself", "hop 1", "hop 2")
+HOPS = ("node itself", "hop 1", "hop 2")
 
 
 def write_report(
@@ -45,7 +45,7 @@ def write_report(
         ):
             curves = [
                 (hop, color, result.points, [point[place] for point in values])
-                for place, (hop, color) in enumerate(zip(_HOPS, _COLORS, strict=True))
+                for place, (hop, color) in enumerate(zip(HOPS, _COLORS, strict=True))
             ]
             parts += [f"<h2>{title}</h2><p class=note>{note}</p>", _plot(curves, 1.0, "share")]
     write_page(path, "anabranch demo: temporal", f"The next links of {name}, predicted by NAT", parts)

@@ -69,8 +69,9 @@ def train_epoch(
     start = time.perf_counter()
     model.train()
     done = 0
+    all_negatives = sampler.sample(edges.event_id, epoch=epoch)  # they do not depend on the batches
     for batch in edges.batches(batch_size):
-        negatives = sampler.sample(batch.event_id, epoch=epoch)
+        negatives = all_negatives[done : done + len(batch)]
         positive, negative, rows = model(batch.src, batch.dst, negatives)
         loss = binary_cross_entropy_with_logits(positive, torch.ones_like(positive))
         loss = loss + binary_cross_entropy_with_logits(negative, torch.zeros_like(negative))
@@ -95,9 +96,11 @@ def evaluate(
     """
     start = time.perf_counter()
     model.train(False)
-    positives, negatives = [], []
+    positives, negatives, done = [], [], 0
+    all_negatives = sampler.sample(edges.event_id, epoch=epoch)
     for batch in edges.batches(EVALUATION_BATCH):
-        positive, negative, rows = model(batch.src, batch.dst, sampler.sample(batch.event_id, epoch=epoch))
+        positive, negative, rows = model(batch.src, batch.dst, all_negatives[done : done + len(batch)])
+        done += len(batch)
         model.insert(batch, rows)
         positives.append(positive)
         negatives.append(negative[:, 0])

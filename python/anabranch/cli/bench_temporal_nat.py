@@ -80,7 +80,8 @@ class NatSteps:
         keys = float(pair_join(rows.keys, rows.z, model.slot_codes, first.repeat(2), right)[3].float().mean())
         slots = float((rows.event_ids >= 0).sum(1).float().mean())
         size, self_size, inputs = model.cache.state_size, model.self_states.shape[1], model.slot_map.in_features
-        hidden, width = model.key_map.out_features, model.readout[0].in_features
+        hidden = model.key_map.out_features
+        width = hidden + 2 * self_size
         self_gru = self_size * (inputs + 6 * self_size)
         slot_gru = 3 * size * (inputs + size)
         return round(6 * (3 * (self_gru + slots * slot_gru) + 2 * (keys * hidden * size + width * width + width)))

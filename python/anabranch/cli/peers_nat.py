@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,7 +67,7 @@ class ComposedCache(NCache):
     slots_of_hop1: Tensor
     slots_of_hop2: Tensor
 
-    def __init__(self, num_nodes: int, slots: tuple[int, int], state_size: int, **options: Any) -> None:
+    def __init__(self, num_nodes: int, slots: Sequence[int], state_size: int, **options: Any) -> None:
         super().__init__(num_nodes, slots, state_size, **options)
         nodes = torch.arange(num_nodes, device=self.keys.device)
         seed = torch.full_like(nodes[:1], self.seed)

@@ -48,10 +48,15 @@ class Ours:
 
 
 class PlainRing:
-    """The loop of include/anabranch/temporal/plain_ring.hpp, one thread of C++: records of 16 bytes (ids of 32 bits),
-    batches without Python between them, all lookups written to one place."""
+    """The loop of include/anabranch/temporal/plain_ring.hpp on one thread; records of 16 bytes, ids of 32 bits.
 
-    def __init__(self, num_nodes: int, k: int) -> None:
+    Args:
+        called: a batch is one call with results of its own, as it is for `Ours`. Otherwise all batches are one call,
+            in C++, and their results overwrite each other.
+    """
+
+    def __init__(self, num_nodes: int, k: int, called: bool = True) -> None:
+        self.called = called
         self.records = torch.empty(num_nodes, k, 2, dtype=torch.int64, device="cpu")
         self.oldest = torch.empty(num_nodes, dtype=torch.int32, device="cpu")
         self.num_events = 0
@@ -67,7 +72,13 @@ class PlainRing:
         return found
 
     def prepared(self, edges: Edges, batch: int) -> Callable[[], object]:
-        return lambda: self.run(edges, batch)
+        batches = edges.batches(batch) if self.called else [edges]
+
+        def run() -> None:
+            for part in batches:
+                self.run(part, batch)
+
+        return run
 
 
 class PygLoader:

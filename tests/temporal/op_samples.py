@@ -13,6 +13,7 @@ ops = torch.ops.anabranch
 def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Ops with arguments; the tensors that may get a gradient ask for one."""
     yield from pair_samples(dtype)
+    yield from row_set_samples(dtype)
 
 
 def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -29,3 +30,14 @@ def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield ops.pair_encode, (keys, z, codes, left, right, weight, table, activation)
         tensors = (torch.randn(5, 5).to(dtype), keys, z.detach(), codes, left, right, weight.detach(), table.detach())
         yield ops.pair_encode_backward, (*tensors, activation, 7)
+
+
+def row_set_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """A graph of five nodes, the last without neighbours; equal ends and a pair that is an edge."""
+    graph = (torch.tensor([0, 4, 7, 9, 11, 11]), torch.tensor([0, 1, 2, 3, 0, 2, 3, 0, 1, 0, 1]))
+    pairs = (torch.tensor([0, 1, 2, 0, 4]), torch.tensor([1, 1, 3, 2, 0]))
+    for mode, exclude in ((0, False), (1, True), (2, False)):
+        yield ops.row_set_sum, (torch.randn(5, 3).to(dtype).requires_grad_(), *graph, *pairs, mode, exclude)
+        yield ops.row_set_sum_backward, (torch.randn(5, 3).to(dtype).requires_grad_(), *graph, *pairs, mode, exclude)
+    if dtype != torch.float64:
+        yield ops.row_set, (*graph, *pairs, 1, False, 2, 7)

@@ -1,0 +1,5 @@
+#include "anabranch/temporal/pair_encode_kernels.hpp"
+
+namespace anabranch {
+ANABRANCH_PAIR_ENCODE_KERNELS(CpuIsa::portable, )
+}  // namespace anabranch

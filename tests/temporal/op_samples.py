@@ -16,6 +16,8 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Ops with arguments; the tensors that may get a gradient ask for one."""
     yield from recent_neighbors()
     yield from memory_samples(dtype)
+    yield from pair_samples(dtype)
+    yield from row_set_samples(dtype)
 
 
 def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -46,8 +48,6 @@ def recent_neighbors() -> Iterator[tuple[Any, tuple[Any, ...]]]:
             ops.recent_neighbors_lookup_and_insert,
             (*state, src, dst, time, event_id, queries, 3, slots, 0, False, causal),
         )
-    yield from pair_samples(dtype)
-    yield from row_set_samples(dtype)
 
 
 def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:

@@ -8,8 +8,11 @@ from anabranch.temporal.memory_table import MemoryTable
 from anabranch.temporal.messages import IdentityMessage, LastAggregator, MeanAggregator, TimeEncoder
 from anabranch.temporal.metrics import average_precision, hits_at, mean_reciprocal_rank, positive_ranks, roc_auc
 from anabranch.temporal.negatives import NegativeSampler
+from anabranch.temporal.pair_encode import pair_encode
+from anabranch.temporal.pair_join import pair_join
 from anabranch.temporal.random_projections import RandomProjections
 from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
+from anabranch.temporal.row_intersect import csr_from_edges, gather_sum, row_set, row_set_sum
 from anabranch.temporal.running_mean import RunningMean, degree_encoding, masked_mean_sum
 from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments, coherence_loss
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
@@ -34,8 +37,10 @@ __all__ = [
     "TimeSplit",
     "average_precision",
     "coherence_loss",
+    "csr_from_edges",
     "degree_encoding",
     "events_at",
+    "gather_sum",
     "hide_nodes",
     "hits_at",
     "latest_of_node",
@@ -44,13 +49,12 @@ __all__ = [
     "mean_reciprocal_rank",
     "ordered_scatter_",
     "ordered_scatter_add_",
+    "pair_encode",
+    "pair_join",
     "positive_ranks",
     "roc_auc",
+    "row_set",
+    "row_set_sum",
     "split_by_time",
     "unseen_nodes",
 ]
-from anabranch.temporal.pair_encode import pair_encode
-from anabranch.temporal.pair_join import pair_join
-from anabranch.temporal.row_intersect import csr_from_edges, gather_sum, row_set, row_set_sum
-
-__all__ = ["csr_from_edges", "gather_sum", "pair_encode", "pair_join", "row_set", "row_set_sum"]

@@ -190,10 +190,10 @@ class MemoryTable(EventMemory):
         messages, indices, times = [], [], []
         for role, module in enumerate((self.msg_s_module, self.msg_d_module)):
             mail = self.mailbox.read(2 * nodes + role)
-            own = nodes[mail.index]
+            own = nodes[mail.query]
             t_enc = self.time_encoding(self.time_enc, mail.time, self.last_update[own], previous.dtype)
             messages.append(module(self.memory[own], self.memory[mail.other], mail.raw, t_enc))
-            indices.append(mail.index)
+            indices.append(mail.query)
             times.append(mail.time)
         index, time = torch.cat(indices), torch.cat(times)
         aggregate = self.aggr_module(torch.cat(messages), index, time, nodes.shape[0])

@@ -119,7 +119,5 @@ class RandomProjections(WholeState):
 
 
 @torch.library.register_fake("anabranch::random_projections_update")
-def _(
-    table: Tensor, last_time: Tensor, now: Tensor, src: Tensor, dst: Tensor, time: Tensor, decay: float
-) -> None:
+def _(table: Tensor, last_time: Tensor, now: Tensor, src: Tensor, dst: Tensor, time: Tensor, decay: float) -> None:
     return None

@@ -96,7 +96,8 @@ class SignedMemory(EventMemory):
         if not self.training:
             return self.positive[n_id], self.negative[n_id], self.last_update[n_id]
         update = self.update_rows(n_id)
-        return *update.tables, update.last_update
+        positive, negative = update.tables
+        return positive, negative, update.last_update
 
     def update_state(
         self,
@@ -169,7 +170,8 @@ class SignedMemory(EventMemory):
         friend, enemy = by_sign
         later = (enemy.time > friend.time) | ((enemy.time == friend.time) & (enemy.event_id >= friend.event_id))
         hostile = (enemy.other >= 0) & ((friend.other < 0) | later)
-        mail = Mail(*(torch.where(hostile if a.dim() == 1 else hostile[:, None], b, a) for a, b in zip(*by_sign)))
+        chosen = (hostile, hostile, hostile, hostile, hostile, hostile[:, None])
+        mail = Mail(*(torch.where(c, b, a) for c, a, b in zip(chosen, friend, enemy, strict=True)))
         has = mail.other >= 0
         mine, other = (self.positive[nodes], self.negative[nodes]), mail.other.clamp_min(0)
         theirs = self.positive[other], self.negative[other]
@@ -202,12 +204,12 @@ class SignedMemory(EventMemory):
             messages, indices = [], []
             for sign, table in sources:
                 mail = by_sign[sign]
-                at = nodes[mail.index]
+                at = nodes[mail.query]
                 messages.append(self._message(at, mail, tables[own][at], tables[table][mail.other]))
-                indices.append(mail.index)
+                indices.append(mail.query)
             index = torch.cat(indices)
             aggregates.append(self.mean(torch.cat(messages), index, index, nodes.shape[0]))
             reached.append(newest_of(index, index, nodes.shape[0])[1])
-        index, time = (torch.cat([getattr(mail, name) for mail in by_sign]) for name in ("index", "time"))
+        index, time = (torch.cat([getattr(mail, name) for mail in by_sign]) for name in ("query", "time"))
         newest, has = newest_of(index, time, nodes.shape[0])
         return (aggregates[0], aggregates[1]), newest, has, (reached[0], reached[1])

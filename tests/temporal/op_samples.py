@@ -16,6 +16,8 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Ops with arguments; the tensors that may get a gradient ask for one."""
     yield from recent_neighbors()
     yield from memory_samples(dtype)
+    yield from pair_samples(dtype)
+    yield from row_set_samples(dtype)
 
 
 def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:

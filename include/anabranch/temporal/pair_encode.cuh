@@ -100,7 +100,7 @@ class EncodedPair {
 };
 
 template <class T, int kFeatures, PairActivation kActivation>
-__global__ void __launch_bounds__(kPairThreads) pair_encode_kernel(PairEncode<T> problem, int places, T* out) {
+__global__ void __launch_bounds__(kPairThreads, 1) pair_encode_kernel(PairEncode<T> problem, int places, T* out) {
   using Sum = accumulate_t<T>;
   SharedMemory shared;
   EncodedPair<T, kFeatures, kActivation> pair(shared, problem, places);
@@ -167,7 +167,7 @@ __device__ void write_key_gradients(const Pair& pair, int64_t channels, const T*
 }
 
 template <class T, int kFeatures, PairActivation kActivation>
-__global__ void __launch_bounds__(kPairThreads)
+__global__ void __launch_bounds__(kPairThreads, 1)
     pair_encode_backward_kernel(PairEncode<T> problem, int places, const T* dout, bool with_dz, int32_t* positions,
                                 accumulate_t<T>* dz_keys, accumulate_t<T>* parts) {
   using Sum = accumulate_t<T>;

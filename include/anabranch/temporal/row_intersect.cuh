@@ -73,7 +73,7 @@ __device__ inline int64_t row_set_warp() {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kRowSetThreads)
+__global__ void __launch_bounds__(kRowSetThreads, 1)
     row_set_sum_kernel(RowPairs problem, const T* x, int64_t width, T* out) {
   const int64_t pair = row_set_warp();
   if (pair >= problem.pairs) return;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kRowSetThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kRowSetThreads)
+__global__ void __launch_bounds__(kRowSetThreads, 1)
     row_set_sum_backward_kernel(RowPairs problem, const T* dout, int64_t width, T* dx) {
   const int64_t node = row_set_warp(), lane = threadIdx.x % 32;
   if (node >= problem.nodes) return;
@@ -151,7 +151,7 @@ __device__ inline HashBound bound_of_sample(const RowPairs& problem, int64_t pai
   }
 }
 
-inline __global__ void __launch_bounds__(kRowSetThreads)
+inline __global__ void __launch_bounds__(kRowSetThreads, 1)
     row_set_kernel(RowPairs problem, int64_t capacity, int64_t seed, int64_t* ids, int64_t* sizes) {
   SharedMemory shared;
   const SharedArray<int> counts = shared.take<int>(kRowSetThreads / 32 * 256);

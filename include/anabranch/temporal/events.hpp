@@ -52,7 +52,7 @@ ANABRANCH_HOST_DEVICE inline float unit_interval(uint64_t hash) {
 /// The nodes of one of `num_workers` workers.
 struct NodeShare {
   int worker, num_workers;
-  bool owns(int64_t node) const {
+  ANABRANCH_HOST_DEVICE bool owns(int64_t node) const {
     return num_workers == 1 || below(mixed_bits(static_cast<uint64_t>(node)), num_workers) == worker;
   }
 };

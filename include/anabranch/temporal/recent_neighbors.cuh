@@ -25,7 +25,8 @@ __device__ inline int64_t recent_thread() {
   return static_cast<int64_t>(blockIdx.x) * kRecentThreads + static_cast<int64_t>(threadIdx.x);
 }
 
-inline __global__ void __launch_bounds__(kRecentThreads)
+template <unsigned threads>
+__global__ void __launch_bounds__(threads, 1)
     recent_clear_kernel(RecentRows rows, int64_t* latest, int64_t* num_events) {
   const int64_t at = recent_thread();
   if (at < rows.num_nodes * rows.row_words()) rows.words[at] = at % rows.row_words() == 3 * rows.capacity ? 0 : -1;
@@ -45,7 +46,8 @@ __device__ inline void recent_lookup_slot(const RecentRows& rows, int64_t node, 
   results.set(at * rows.k + j, slot < 0 ? RecentEntry{no_node, -1, no_event} : row.get(slot));
 }
 
-inline __global__ void __launch_bounds__(kRecentThreads)
+template <unsigned threads>
+__global__ void __launch_bounds__(threads, 1)
     recent_lookup_kernel(RecentRows rows, RecentQueries queries, RecentResults results) {
   const int64_t thread = recent_thread(), at = thread / rows.k;
   if (at >= queries.size) return;
@@ -128,7 +130,7 @@ struct RecentWalk {
 };
 
 template <bool looks_up>
-__global__ void __launch_bounds__(kRecentThreads) recent_walk_kernel(RecentWalk<looks_up> walk, int64_t positions) {
+__global__ void __launch_bounds__(kRecentThreads, 1) recent_walk_kernel(RecentWalk<looks_up> walk, int64_t positions) {
   const int64_t position = recent_thread() / 32;
   if (position >= positions) return;
   const int64_t node = walk.node(position);
@@ -144,7 +146,8 @@ __global__ void __launch_bounds__(kRecentThreads) recent_walk_kernel(RecentWalk<
 }
 
 /// One block, after all else: the newest time and the number of events move on.
-inline __global__ void __launch_bounds__(kRecentThreads) recent_advance_kernel(RecentEvents events) {
+template <unsigned threads>
+__global__ void __launch_bounds__(threads, 1) recent_advance_kernel(RecentEvents events) {
   SharedMemory shared;
   const auto newest_of_warp = shared.take<int64_t>(kRecentThreads / 32);
   int64_t newest = INT64_MIN;
@@ -169,10 +172,11 @@ inline __global__ void __launch_bounds__(kRecentThreads) recent_advance_kernel(R
 
 inline unsigned recent_blocks(int64_t threads) { return grid_of((threads + kRecentThreads - 1) / kRecentThreads); }
 
+/// In launches of `chunk` positions or one event.
 template <bool looks_up>
-void recent_walk_cuda(RecentWalk<looks_up> walk, cudaStream_t stream) {
+void recent_walk_cuda(RecentWalk<looks_up> walk, int64_t chunk, cudaStream_t stream) {
   const int64_t per_event = walk.positions_per_event();
-  const int64_t per_launch = per_event < node_warp_chunk ? node_warp_chunk / per_event : 1;
+  const int64_t per_launch = per_event < chunk ? chunk / per_event : 1;
   for (walk.first_event = 0; walk.first_event < walk.events.size; walk.first_event += per_launch) {
     const int64_t left = walk.events.size - walk.first_event;
     const int64_t positions = (left < per_launch ? left : per_launch) * per_event;
@@ -180,8 +184,8 @@ void recent_walk_cuda(RecentWalk<looks_up> walk, cudaStream_t stream) {
            positions);
   }
   if (walk.events.size > 0) {
-    launch(recent_advance_kernel, dim3(1), dim3(kRecentThreads), shared_bytes<int64_t>(kRecentThreads / 32), stream,
-           walk.events);
+    launch(recent_advance_kernel<kRecentThreads>, dim3(1), dim3(kRecentThreads),
+           shared_bytes<int64_t>(kRecentThreads / 32), stream, walk.events);
   }
 }
 
@@ -189,19 +193,19 @@ void recent_walk_cuda(RecentWalk<looks_up> walk, cudaStream_t stream) {
 
 inline void recent_clear_cuda(const RecentRows& rows, int64_t* latest, int64_t* num_events, cudaStream_t stream) {
   const int64_t words = rows.num_nodes * rows.row_words();
-  launch(detail::recent_clear_kernel, dim3(detail::recent_blocks(words > 0 ? words : 1)), dim3(detail::kRecentThreads),
-         0, stream, rows, latest, num_events);
+  launch(detail::recent_clear_kernel<detail::kRecentThreads>, dim3(detail::recent_blocks(words > 0 ? words : 1)),
+         dim3(detail::kRecentThreads), 0, stream, rows, latest, num_events);
 }
 
 inline void recent_lookup_cuda(const RecentRows& rows, const RecentQueries& queries, const RecentResults& results,
                                cudaStream_t stream) {
   if (queries.size == 0) return;
-  launch(detail::recent_lookup_kernel, dim3(detail::recent_blocks(queries.size * rows.k)), dim3(detail::kRecentThreads),
-         0, stream, rows, queries, results);
+  launch(detail::recent_lookup_kernel<detail::kRecentThreads>, dim3(detail::recent_blocks(queries.size * rows.k)),
+         dim3(detail::kRecentThreads), 0, stream, rows, queries, results);
 }
 
 inline void recent_insert_cuda(const RecentRows& rows, const RecentEvents& events, cudaStream_t stream) {
-  detail::recent_walk_cuda(detail::RecentWalk<false>{rows, events, nullptr, 0, {}, 0}, stream);
+  detail::recent_walk_cuda(detail::RecentWalk<false>{rows, events, nullptr, 0, {}, 0}, node_warp_chunk, stream);
 }
 
 /// recent_batch_reference.
@@ -209,7 +213,7 @@ inline void recent_batch_cuda(const RecentRows& rows, const RecentEvents& events
                               int64_t per_event, bool causal, const RecentResults& results, cudaStream_t stream) {
   if (causal && per_event > 0) {
     detail::recent_walk_cuda(detail::RecentWalk<true>{rows, events, queries, static_cast<int>(per_event), results, 0},
-                             stream);
+                             node_warp_chunk, stream);
     return;
   }
   recent_lookup_cuda(rows, {queries, nullptr, events.size * per_event}, results, stream);

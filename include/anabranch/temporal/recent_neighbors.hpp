@@ -67,7 +67,7 @@ struct RecentRows {
   int64_t* words;                  // [num_nodes, row_words()]
   int64_t num_nodes, k, capacity;  // capacity is k, or 2k for causal rows
 
-  ANABRANCH_HOST_DEVICE static int64_t words_for(int64_t capacity) { return (3 * capacity + 1 + 7) / 8 * 8; }
+  ANABRANCH_HOST_DEVICE static constexpr int64_t words_for(int64_t capacity) { return (3 * capacity + 1 + 7) / 8 * 8; }
   ANABRANCH_HOST_DEVICE int64_t row_words() const { return words_for(capacity); }
   ANABRANCH_HOST_DEVICE RecentRow row(int64_t node) const { return {words + node * row_words(), capacity}; }
   ANABRANCH_HOST_DEVICE bool has(int64_t node) const {
@@ -117,7 +117,8 @@ struct RecentQueries {
   int64_t size;
 };
 
-inline void recent_insert_reference(const RecentRows& rows, int64_t node, const RecentEntry& entry) {
+ANABRANCH_HOST_DEVICE inline void recent_insert_reference(const RecentRows& rows, int64_t node,
+                                                          const RecentEntry& entry) {
   const RecentRow row = rows.row(node);
   ++row.num_events();
   int64_t place = rows.capacity;
@@ -129,8 +130,8 @@ inline void recent_insert_reference(const RecentRows& rows, int64_t node, const 
 }
 
 /// Query `at` of the results: the last k events of the node, or those before *time.
-inline void recent_lookup_reference(const RecentRows& rows, int64_t node, const int64_t* time, int64_t at,
-                                    const RecentResults& results) {
+ANABRANCH_HOST_DEVICE inline void recent_lookup_reference(const RecentRows& rows, int64_t node, const int64_t* time,
+                                                          int64_t at, const RecentResults& results) {
   const RecentRow row = rows.row(node);
   int64_t end = rows.capacity;
   while (time && end > 0 && row.is_hidden(*time, end - 1)) --end;
@@ -142,8 +143,9 @@ inline void recent_lookup_reference(const RecentRows& rows, int64_t node, const 
 
 /// Inserts a batch and looks up `per_event` nodes an event: as they were before the batch, or (causal) each as it is
 /// just before its event, and only what is strictly before the event's time. All nodes must be in the rows.
-inline void recent_batch_reference(const RecentRows& rows, const RecentEvents& events, const int64_t* queries,
-                                   int64_t per_event, bool causal, const RecentResults& results) {
+ANABRANCH_HOST_DEVICE inline void recent_batch_reference(const RecentRows& rows, const RecentEvents& events,
+                                                         const int64_t* queries, int64_t per_event, bool causal,
+                                                         const RecentResults& results) {
   for (int64_t q = 0; !causal && q < events.size * per_event; ++q) {
     recent_lookup_reference(rows, queries[q], nullptr, q, results);
   }

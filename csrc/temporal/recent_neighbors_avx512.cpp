@@ -1,0 +1,5 @@
+#include "anabranch/temporal/recent_neighbors_kernels.hpp"
+
+namespace anabranch {
+template RecentKernels recent_kernels_for<CpuIsa::avx512>(int64_t k, int64_t capacity);
+}  // namespace anabranch

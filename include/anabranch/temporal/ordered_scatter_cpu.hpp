@@ -16,7 +16,7 @@ inline constexpr int64_t scatter_grain = 32768;  // elements that are worth a wo
 
 /// The rows that a worker comes to soon; the next ones of a batch lie anywhere in a table.
 inline void prefetch_row(const void* row, int64_t bytes) {
-  for (int64_t at = 0; at < std::min<int64_t>(bytes, 1024); at += 64) {
+  for (int64_t at = 0; at < std::min<int64_t>(bytes, 2048); at += 64) {
     __builtin_prefetch(static_cast<const char*>(row) + at, 1);
   }
 }

@@ -55,9 +55,9 @@ class LastMailbox(WholeState):
 
     def read(self, slots: Tensor) -> Mail:
         """One place for each slot; where nothing waits, `other` is negative and the rest means nothing."""
-        other, time, event_id, role = self.words[slots].unbind(1)
+        other, time, event_id, role = self.words.index_select(0, slots).unbind(1)
         query = torch.arange(slots.shape[0], device=slots.device)
-        return Mail(query, other, time, event_id, role, self.raw[slots])
+        return Mail(query, other, time, event_id, role, self.raw.index_select(0, slots))
 
     def clear(self, slots: Tensor) -> None:
         """Empties slots; negative ones are passed over."""
@@ -121,8 +121,8 @@ class LogMailbox(nn.Module):
         query = torch.arange(slots.shape[0], device=slots.device).repeat_interleave(counts)
         place = torch.arange(query.shape[0], device=slots.device)
         place = place + (begin - (counts.cumsum(0) - counts))[query]
-        other, time, event_id, role = self.words[place, :4].unbind(1)
-        return Mail(query, other, time, event_id, role, self.raw[place])
+        other, time, event_id, role = self.words.index_select(0, place)[:, :4].unbind(1)
+        return Mail(query, other, time, event_id, role, self.raw.index_select(0, place))
 
     def clear(self, slots: Tensor) -> None:
         """Empties slots; negative ones are passed over."""

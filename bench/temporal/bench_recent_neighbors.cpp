@@ -1,16 +1,16 @@
 // The recent neighbours beside a plain sequential ring: bench_recent_neighbors [rounds] [k].
 //
-// The ring has records of 16 bytes (int32 neighbour and event, int64 time) and counters beside them, asks for rows
-// ahead, and writes what it finds as such records; ours has three arrays of int64. Both insert at both ends of an edge
-// and look up three nodes an edge as they were before its batch, on one thread. One line of JSON for each structure,
-// number of nodes and batch size; they take turns within a round.
+// The ring (plain_ring.hpp) has records of 16 bytes and writes what it finds as such records; ours has three arrays of
+// int64. Both insert at both ends of an edge and look up three nodes an edge as they were before its batch, on one
+// thread. One line of JSON for each structure, number of nodes and batch size; they take turns within a round.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <random>
+#include <vector>
 
 #include "anabranch/core/memory.hpp"
+#include "anabranch/temporal/plain_ring.hpp"
 #include "anabranch/temporal/recent_neighbors_cpu.hpp"
 
 namespace anabranch {
@@ -68,55 +68,23 @@ class Ring {
  public:
   static constexpr const char* name = "ring";
   Ring(int64_t nodes, int64_t k, int64_t batch)
-      : memory_(aligned_bytes(nodes * k * sizeof(Record))),
-        rows_(reinterpret_cast<Record*>(memory_.get())),
-        next_(nodes),
-        k_(k),
-        results_(3 * batch * k) {
+      : memory_(aligned_bytes(nodes * k * sizeof(PlainRing::Record))),
+        oldest_(nodes),
+        results_(3 * batch * k),
+        ring_{reinterpret_cast<PlainRing::Record*>(memory_.get()), oldest_.data(), nodes, k} {
     clear();
   }
-  void clear() { std::fill(rows_, rows_ + static_cast<int64_t>(next_.size()) * k_, Record{-1, -1, -1}); }
+  void clear() { ring_.clear(); }
   void run(const Stream& stream, int64_t at, int64_t size) {
-    const int64_t* nodes = stream.queries.data() + 3 * at;
-    for (int64_t q = 0; q < 3 * size; ++q) {
-      if (q + 16 < 3 * size) prefetch(nodes[q + 16]);
-      const Record* row = rows_ + nodes[q] * k_;
-      const int32_t oldest = next_[nodes[q]];
-      Record* out = results_.data() + q * k_;
-      std::memcpy(out, row + oldest, (k_ - oldest) * sizeof(Record));
-      std::memcpy(out + k_ - oldest, row, oldest * sizeof(Record));
-    }
-    for (int64_t i = at; i < at + size; ++i) {
-      if (i + 8 < at + size) prefetch(stream.src[i + 8]), prefetch(stream.dst[i + 8]);
-      const auto id = static_cast<int32_t>(num_events_++);
-      insert(stream.src[i], {static_cast<int32_t>(stream.dst[i]), id, stream.time[i]});
-      if (stream.src[i] != stream.dst[i]) {
-        insert(stream.dst[i], {static_cast<int32_t>(stream.src[i]), id, stream.time[i]});
-      }
-    }
+    ring_.look_up(stream.queries.data() + 3 * at, 3 * size, results_.data());
+    ring_.insert(stream.src.data() + at, stream.dst.data() + at, stream.time.data() + at, size, at);
   }
 
  private:
-  struct Record {
-    int32_t neighbor, event;
-    int64_t time;
-  };
-  void insert(int64_t node, const Record& record) {
-    int32_t& next = next_[node];
-    rows_[node * k_ + next] = record;
-    if (++next == k_) next = 0;
-  }
-  void prefetch(int64_t node) const {
-    const auto* row = reinterpret_cast<const char*>(rows_ + node * k_);
-    __builtin_prefetch(&next_[node]);
-    for (int64_t at = 0; at < k_ * static_cast<int64_t>(sizeof(Record)); at += 64) __builtin_prefetch(row + at);
-  }
-
   AlignedBytes memory_;
-  Record* rows_;
-  std::vector<int32_t> next_;
-  int64_t k_, num_events_ = 0;
-  std::vector<Record> results_;
+  std::vector<int32_t> oldest_;
+  std::vector<PlainRing::Record> results_;
+  PlainRing ring_;
 };
 
 template <class Structure>

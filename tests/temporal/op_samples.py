@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from anabranch.cli.peers_temporal import PlainRing
 from anabranch.temporal import RecentNeighbors
 
 ops = torch.ops.anabranch
@@ -22,6 +23,12 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
 
 
 def recent_samples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    yield from recent_neighbors()
+    yield from plain_ring()
+    yield from memory_samples(dtype)
+
+
+def recent_neighbors() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     src, dst, time = torch.tensor([0, 3, 3]), torch.tensor([1, 3, 2]), torch.tensor([5, 6, 6])
     queries = torch.tensor([[0, 1], [3, 2], [1, 1]])
     for causal, event_id in ((False, None), (True, torch.tensor([4, 9, 7]))):
@@ -35,6 +42,50 @@ def recent_samples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
             ops.recent_neighbors_lookup_and_insert,
             (*state, src, dst, time, event_id, queries, 3, slots, 0, False, causal),
         )
+
+
+def plain_ring() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """The benchmark's ring, which has kernels on the CPU alone."""
+    if torch.get_default_device().type != "cpu":
+        return
+    state = PlainRing(5, 3)
+    src, dst, time = torch.tensor([0, 3, 3, 1]), torch.tensor([1, 3, 2, 4]), torch.tensor([5, 6, 6, 7])
+    yield ops.plain_ring_clear, (state.records, state.oldest)
+    for queries in (torch.tensor([[0, 1], [3, 2], [1, 1], [4, 0]]), torch.empty(4, 0, dtype=torch.int64)):
+        yield ops.plain_ring_run, (state.records, state.oldest, src, dst, time, queries, 9, 2)
+
+
+def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    index = torch.tensor([3, 0, -1, 3])
+    table, values, weights = torch.randn(5, 3, dtype=dtype), torch.randn(4, 3, dtype=dtype), torch.randn(4, dtype=dtype)
+    yield ops.ordered_scatter_add, (table, index, values, weights)
+    yield ops.ordered_scatter_add, (torch.zeros(5, 1, dtype=torch.int64), index, torch.ones_like(index)[:, None], None)
+    yield ops.ordered_scatter, (table.clone(), index, values)
+    times, events = torch.tensor([5, 1, 2, 5]), torch.tensor([4, 7, 8, 9])
+    yield ops.latest_of_node, (index, times, events)
+    yield ops.latest_of_node, (index, times, None)
+    rows, last, now = torch.randn(5, 3, 4, dtype=dtype), torch.zeros(5, dtype=torch.int64), torch.tensor([9])
+    src, dst = torch.tensor([0, 1, 1, 4]), torch.tensor([2, 1, 0, 3])
+    yield ops.random_projections_update, (rows, last, now, src, dst, times, 0.1)
+    yield from pair_samples(dtype)
+
+
+def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """Rows that share keys with each other and with themselves, an empty slot and an empty row."""
+    keys = torch.tensor([[5, 7, 9, 5], [7, -1, 1 << 40, 9], [5, 5, 5, -1], [-1] * 4])
+    codes = torch.tensor([1, 2, 2, 4], dtype=torch.int32)
+    z = torch.randn(4, 4, 3).to(dtype).requires_grad_()
+    left, right = torch.tensor([0, 0, 2, 3, 1]), torch.tensor([1, 2, 2, 0, 0])
+    yield ops.pair_join, (keys, z, codes, left, right)
+    dz_joined = torch.randn(5, 8, 3).to(dtype).requires_grad_()
+    yield ops.pair_join_backward, (dz_joined, keys, codes, left, right)
+    weight, table = torch.randn(5, 3).to(dtype).requires_grad_(), torch.randn(64, 5).to(dtype).requires_grad_()
+    for activation in (0, 1):
+        yield ops.pair_encode, (keys, z, codes, left, right, weight, table, activation)
+        tensors = (torch.randn(5, 5).to(dtype), keys, z.detach(), codes, left, right, weight.detach(), table.detach())
+        yield ops.pair_encode_backward, (*tensors, activation, 7)
+    yield from ()
+    yield from ncache_samples(dtype)
 
 
 def ncache_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:

@@ -5,11 +5,11 @@ medians are compared. The limit is the larger of FLOPs over measured peak and by
 training is measured on a CPU, and in the mixers' room always, freed memory stays with the process
 (`machine.freed_memory_kept`).
 
-In the index's room contenders time themselves, from warm caches (`bench_index_rows.py`), and the table is followed by
-the bars that the room is held to.
+In the index's and the temporal room contenders time themselves, from warm caches (`bench_index_rows.py`) where nothing
+else is said, and the table is followed by the bars that the room is held to.
 
 A JSON file holds one room, named by its key "room": `bench/results` has <machine>.json of the experts,
-<machine>-skip.json of the skip room, <machine>-mixers.json of the mixers and <machine>-index.json of the index.
+<machine>-skip.json of the skip room, and so on.
 """
 
 from __future__ import annotations

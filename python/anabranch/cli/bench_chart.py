@@ -28,6 +28,9 @@ _MARKS = {
     "sortedcontainers": ("diamond", "#7a4fb5"),
     "BTrees": ("line", "#1b3f66"),
     "dict": ("circle", "#2e8b57"),
+    "ring": ("square", "#b5403a"),
+    "dim=0": ("line", "#1b3f66"),
+    "PyG": ("diamond", "#7a4fb5"),
 }
 _NAMES = {"int8": "int8, of its own limit"}
 
@@ -35,19 +38,23 @@ _NAMES = {"int8": "int8, of its own limit"}
 def chart(title: str, rows: Sequence[Row], peers: Sequence[str] = tuple(_MARKS), unit: str = "tokens") -> str:
     """An SVG: a bar per row for our preferred variant and a mark per other one, at limit / time in percent.
 
-    Rows are grouped by workload, dtype and threads; those where nothing runs have no limit and are left out. The axis
+    Rows are grouped by workload, dtype and threads; those without a limit, where nothing runs, are left out. The axis
     ends at 100 %; a contender beyond it, which means that the limit was measured in a worse moment than the contender,
     is drawn at the end and its number says so. `peers` are the contenders that get marks.
     """
     order: dict[tuple[str, str, int], int] = {}
     for row in rows:
         order.setdefault((row.workload, row.dtype, row.threads), len(order))
-    rows = [row for row in rows if row.kept != 0.0]
+    rows = [row for row in rows if row.kept != 0.0 and row.limit_ms > 0]
     rows = sorted(rows, key=lambda row: order[row.workload, row.dtype, row.threads])
     body, y = [], float(_TOP)
     for (workload, dtype, threads), group in groupby(rows, key=lambda row: (row.workload, row.dtype, row.threads)):
         of_group = list(group)
-        on = f", {threads} thread{'s' if threads > 1 else ''}" if row_names(rows) & {"packed", "index"} else ""
+        on = (
+            f", {threads} thread{'s' if threads > 1 else ''}"
+            if row_names(rows) & {"packed", "index", "temporal"}
+            else ""
+        )
         body.append(_text(_LEFT, y + 20, f"{workload}, {dtype}{on}", "start", "bold"))
         y += _GROUP - 6
         for row in of_group:

@@ -1,4 +1,4 @@
-"""Rows of `bench index`: contenders that time themselves."""
+"""Rows of `bench index` and `bench temporal`: contenders that time themselves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Rate:
     """What a contender measured of itself.
 
     Attributes:
-        per_second: operations, or keys of batches.
+        per_second: operations, keys of batches, events or pairs.
         p99_ns: of single operations. bytes_per_key: memory of the whole. None where that was not measured.
     """
 
@@ -34,7 +34,7 @@ class IndexRow(Row):
     """A row whose times are those of a million operations.
 
     Attributes:
-        tokens: keys in the map.
+        tokens: keys in the map; events or pairs of a batch.
         p99_ns, bytes_per_key: medians per contender, as in `Rate`.
     """
 
@@ -81,7 +81,7 @@ def measure_rates(
         OPERATIONS,
         medians,
         {name: (max(of_one) - min(of_one)) / medians[name] for name, of_one in times.items()},
-        OPERATIONS * limits.milliseconds(0, workload.nbytes, lines=workload.lines),
+        OPERATIONS * limits.milliseconds(workload.flops, workload.nbytes, lines=workload.lines),
         None,
         p99_ns=_medians({name: [rate.p99_ns for rate in of_one] for name, of_one in rates.items()}),
         bytes_per_key=_medians({name: [rate.bytes_per_key for rate in of_one] for name, of_one in rates.items()}),

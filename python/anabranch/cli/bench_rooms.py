@@ -16,6 +16,8 @@ from anabranch.cli.bench_index_rows import measure_rates
 from anabranch.cli.bench_mixers import Mixers, MixersShape
 from anabranch.cli.bench_rows import Row, Workload, measure
 from anabranch.cli.bench_skip import Skip, SkipShape
+from anabranch.cli.bench_temporal import Temporal, TemporalShape
+from anabranch.cli.bench_temporal_bars import temporal_bars
 
 _Tokens = dict[str, list[int]]
 
@@ -97,6 +99,14 @@ _INDEX_KEYS: _Tokens = {
     "keys": [10_000_000],
     "batches": [1_000_000, 10_000_000],
     "mapping": [1_000_000],
+}
+
+_TEMPORAL_BATCHES: _Tokens = {
+    "ring": [100, 1000, 4000],
+    "nat": [100, 2000],
+    "pairs": [4096],
+    "cache": [100, 1000],
+    "memory": [200, 1000],
 }
 
 ROOMS = {
@@ -181,5 +191,31 @@ ROOMS = {
         repeats=3,
         quick_repeats=1,
         unit="keys",
+    ),
+    "temporal": Room(
+        "temporal",
+        tuple(_TEMPORAL_BATCHES),
+        TemporalShape(),
+        TemporalShape(nodes=2000, few_nodes=300, edges=4000, seen=300, events=200, uci=False),
+        Temporal,
+        tables.temporal_header,
+        tables.temporal_row,
+        {
+            "cpu": _TEMPORAL_BATCHES,
+            "cuda": _TEMPORAL_BATCHES,
+            "quick": {mode: [100] for mode in _TEMPORAL_BATCHES},
+        },
+        (),
+        ("ring", "torch", "dim=0", "PyG"),
+        ("nat", "pairs", "memory"),
+        memory_kept=True,
+        dtype="float32",
+        lines=True,
+        one_thread=("ring", "nat", "cache", "memory"),
+        measure=measure_rates,
+        bars=temporal_bars,
+        repeats=3,
+        quick_repeats=1,
+        unit="events or pairs",
     ),
 }

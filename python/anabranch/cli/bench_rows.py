@@ -15,7 +15,7 @@ from anabranch.cli.machine import Limits, last_cache_bytes
 Contenders = dict[str, Callable[[], object]]
 
 # Ours that rows are about, the preferred one first.
-OURS = ("packed", "unpacked", "step", "index", "ops")
+OURS = ("packed", "unpacked", "step", "index", "ops", "temporal")
 _GRAPH_TOKENS = 512  # up to here a GPU waits for launches, not for kernels
 
 

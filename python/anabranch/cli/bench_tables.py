@@ -108,15 +108,39 @@ def index_row(row: Row) -> str:
     )
 
 
+_TEMPORAL_PEERS = (("ring", 7), ("torch", 7), ("dim=0", 7), ("PyG", 7))
+
+
+def temporal_header() -> str:
+    peers = " ".join(f"{'x ' + name:>{width}}" for name, width in _TEMPORAL_PEERS)
+    return (
+        f"{'workload':<24} {'thr':>3} {'batch':>6}   {'k/s':>9} {'spread':>6}   {peers}   {'limit k/s':>9} "
+        f"{'% of limit':>10}"
+    )
+
+
+def temporal_row(row: Row) -> str:
+    """One line: ours in thousand events or pairs a second, ours over the peers', and the limit in thousands."""
+    assert isinstance(row, IndexRow)
+    ours = row.ours
+    peers = " ".join(f"{_number(row.ratio(name)):>{width}}" for name, width in _TEMPORAL_PEERS)
+    limit = f"{1e6 / row.limit_ms:.1f}" if row.limit_ms else "-"
+    share = f"{row.limit_ms / row.medians_ms[ours]:.1%}" if row.limit_ms else "-"
+    return (
+        f"{row.workload:<24} {row.threads:>3} {row.tokens:>6}   {1e3 * row.millions(ours):>9.1f} "
+        f"{row.spreads[ours]:>6.0%}   {peers}   {limit:>9} {share:>10}"
+    )
+
+
 def bar_lines(bars: Sequence[Bar]) -> list[str]:
     """A table of bars, with what is missed named so; nothing without bars."""
     if not bars:
         return []
-    lines = [f"{'held to':<50} {'is':>9}    {'must':>7} {'goal':>7}"]
+    lines = [f"{'held to':<56} {'is':>9}    {'must':>7} {'goal':>7}"]
     for bar in bars:
         sign, verdict = ">=" if bar.at_least else "<=", "ok" if bar.holds else "MISSED"
         lines.append(
-            f"{bar.what:<50} {_number(bar.value):>9} {sign} {_number(bar.must):>7} {_number(bar.goal):>7} {verdict}"
+            f"{bar.what:<56} {_number(bar.value):>9} {sign} {_number(bar.must):>7} {_number(bar.goal):>7} {verdict}"
         )
     return lines
 

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     bench.add_argument(
         "room",
         nargs="?",
-        choices=["experts", "skip", "mixers", "index"],
+        choices=["experts", "skip", "mixers", "index", "temporal"],
         default="experts",
         help="whose kernels (default experts)",
     )
@@ -53,14 +53,19 @@ def main(arguments: list[str]) -> int:
         nargs="+",
         help="experts: forward, variable_k, training; skip: forward, skipped, width, lowrank, training; "
         "mixers: forward, matrix, training, matrix_training, model; index: operations, keys, batches, mapping; "
-        "default: all",
+        "temporal: ring, nat, pairs, cache, memory; default: all",
     )
     bench.add_argument(
         "--dtype", nargs="+", choices=["bfloat16", "float32"], help="default: bfloat16; on the CPU often float32 too"
     )
-    bench.add_argument("--tokens", nargs="+", type=int, help="default: several numbers for each mode; of index: keys")
+    bench.add_argument(
+        "--tokens",
+        nargs="+",
+        type=int,
+        help="default: several numbers for each mode; of index: keys; of temporal: events or pairs of a batch",
+    )
     bench.add_argument("--threads", nargs="+", type=int, help="default: one, then all; on a GPU as torch has them")
-    bench.add_argument("--repeats", type=int, help="default 5; of index 3, with --quick 1")
+    bench.add_argument("--repeats", type=int, help="default 5; of index and temporal 3, with --quick 1")
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     bench.add_argument("--quick", action="store_true", help="a small shape, in seconds")
     bench.add_argument("--without", nargs="+", default=[], help="contenders to leave out, like compiled of mixers")

@@ -41,6 +41,7 @@ from anabranch.temporal import (
     row_set,
     row_set_sum,
 )
+from anabranch.temporal.row_intersect import RowSetMode
 
 
 class Graph(NamedTuple):
@@ -82,7 +83,7 @@ class Encoder(nn.Module):
         x: Tensor = self.embedding
         for layer in self.layers:
             # What a row has in common with itself is its neighbours.
-            x = x + layer(scale * row_set_sum(scale * x, *graph, nodes, nodes, "intersection")).relu()
+            x = x + layer(scale * row_set_sum(scale * x, *graph, nodes, nodes)).relu()
         return x
 
 
@@ -110,7 +111,7 @@ class NCN(nn.Module):
         self.read = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
-        shared = row_set_sum(x, *graph, left, right, "intersection")
+        shared = row_set_sum(x, *graph, left, right, exclude_pair=True)
         return self.score(x, shared, left, right)
 
     def score(self, x: Tensor, shared: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -151,11 +152,13 @@ class NCNC(NCN):
         self.calls = 0
 
     def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
-        shared = row_set_sum(x, *graph, left, right, "intersection")
+        shared = row_set_sum(x, *graph, left, right, exclude_pair=True)
         capacity = self.train_samples if self.training else self.test_samples
         self.calls += self.training  # other samples in every step; in tests always the same
-        for mode, other in (("left_difference", right), ("right_difference", left)):
-            ids, sizes = row_set(*graph, left, right, mode, capacity, self.calls if self.training else 0)
+        sides: tuple[tuple[RowSetMode, Tensor], ...] = (("left_difference", right), ("right_difference", left))
+        for mode, other in sides:
+            seed = self.calls if self.training else 0
+            ids, sizes = row_set(*graph, left, right, mode, capacity, seed, exclude_pair=True)
             weights = self.completion(x, graph, ids, other)
             weights = weights * (sizes / sizes.clamp(1, capacity))[:, None].to(weights.dtype)
             shared = shared + gather_sum(x, ids, weights)

@@ -15,17 +15,12 @@ ops = torch.ops.anabranch
 
 def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Ops with arguments; the tensors that may get a gradient ask for one."""
-    yield from recent_samples()
-    yield from ncache_samples(dtype)
-    yield from pair_samples(dtype)
-    yield from row_set_samples(dtype)
-    yield from memory_samples(dtype)
-
-
-def recent_samples() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield from recent_neighbors()
     yield from plain_ring()
     yield from memory_samples(dtype)
+    yield from pair_samples(dtype)
+    yield from ncache_samples(dtype)
+    yield from row_set_samples(dtype)
 
 
 def recent_neighbors() -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -67,7 +62,6 @@ def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     rows, last, now = torch.randn(5, 3, 4, dtype=dtype), torch.zeros(5, dtype=torch.int64), torch.tensor([9])
     src, dst = torch.tensor([0, 1, 1, 4]), torch.tensor([2, 1, 0, 3])
     yield ops.random_projections_update, (rows, last, now, src, dst, times, 0.1)
-    yield from pair_samples(dtype)
 
 
 def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -84,8 +78,6 @@ def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield ops.pair_encode, (keys, z, codes, left, right, weight, table, activation)
         tensors = (torch.randn(5, 5).to(dtype), keys, z.detach(), codes, left, right, weight.detach(), table.detach())
         yield ops.pair_encode_backward, (*tensors, activation, 7)
-    yield from ()
-    yield from ncache_samples(dtype)
 
 
 def ncache_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -121,22 +113,6 @@ def ncache_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield ops.ncache_read_backward, (dz, query, *read, *fixed, 2, 0.5, 0b111111111)
 
 
-def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    """Rows that share keys with each other and with themselves, an empty slot and an empty row."""
-    keys = torch.tensor([[5, 7, 9, 5], [7, -1, 1 << 40, 9], [5, 5, 5, -1], [-1] * 4])
-    codes = torch.tensor([1, 2, 2, 4], dtype=torch.int32)
-    z = torch.randn(4, 4, 3).to(dtype).requires_grad_()
-    left, right = torch.tensor([0, 0, 2, 3, 1]), torch.tensor([1, 2, 2, 0, 0])
-    yield ops.pair_join, (keys, z, codes, left, right)
-    dz_joined = torch.randn(5, 8, 3).to(dtype).requires_grad_()
-    yield ops.pair_join_backward, (dz_joined, keys, codes, left, right)
-    weight, table = torch.randn(5, 3).to(dtype).requires_grad_(), torch.randn(64, 5).to(dtype).requires_grad_()
-    for activation in (0, 1):
-        yield ops.pair_encode, (keys, z, codes, left, right, weight, table, activation)
-        tensors = (torch.randn(5, 5).to(dtype), keys, z.detach(), codes, left, right, weight.detach(), table.detach())
-        yield ops.pair_encode_backward, (*tensors, activation, 7)
-
-
 def row_set_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """A graph of five nodes, the last without neighbours; equal ends and a pair that is an edge."""
     graph = (torch.tensor([0, 4, 7, 9, 11, 11]), torch.tensor([0, 1, 2, 3, 0, 2, 3, 0, 1, 0, 1]))
@@ -146,17 +122,3 @@ def row_set_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]
         yield ops.row_set_sum_backward, (torch.randn(5, 3).to(dtype).requires_grad_(), *graph, *pairs, mode, exclude)
     if dtype != torch.float64:
         yield ops.row_set, (*graph, *pairs, 1, False, 2, 7)
-
-
-def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
-    index = torch.tensor([3, 0, -1, 3])
-    table, values, weights = torch.randn(5, 3, dtype=dtype), torch.randn(4, 3, dtype=dtype), torch.randn(4, dtype=dtype)
-    yield ops.ordered_scatter_add, (table, index, values, weights)
-    yield ops.ordered_scatter_add, (torch.zeros(5, 1, dtype=torch.int64), index, torch.ones_like(index)[:, None], None)
-    yield ops.ordered_scatter, (table.clone(), index, values)
-    times, events = torch.tensor([5, 1, 2, 5]), torch.tensor([4, 7, 8, 9])
-    yield ops.latest_of_node, (index, times, events)
-    yield ops.latest_of_node, (index, times, None)
-    rows, last, now = torch.randn(5, 3, 4, dtype=dtype), torch.zeros(5, dtype=torch.int64), torch.tensor([9])
-    src, dst = torch.tensor([0, 1, 1, 4]), torch.tensor([2, 1, 0, 3])
-    yield ops.random_projections_update, (rows, last, now, src, dst, times, 0.1)

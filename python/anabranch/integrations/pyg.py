@@ -32,7 +32,7 @@ class LastNeighborLoader:
         size: events to keep for a node.
         device: of the state.
 
-    `recent`, a RecentNeighbors, holds the lists and `cur_e_id` is the number of the next event: a checkpoint needs both.
+    `recent`, a RecentNeighbors, holds the lists, `cur_e_id` the number of the next event; save both.
     """
 
     def __init__(self, num_nodes: int, size: int, device: torch.device | str | None = None) -> None:

@@ -17,7 +17,7 @@ _FRIEND, _ENEMY = 0, 1
 
 
 class SignedMemory(EventMemory):
-    """Two vectors for every node, written as balance theory has it (SEMBA, arXiv 2206.06084).
+    """Two vectors for every node, written as balance theory has it (SEMBA, arXiv 2207.03408).
 
     The positive memory hears a friend's positive one and an enemy's negative one (the enemy of my enemy); the negative
     memory hears a friend's negative one and an enemy's positive one. Every event so gives each of its nodes a message

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+import anabranch.temporal  # noqa: F401  (registers the fakes and gradients)
+
 ops = torch.ops.anabranch
 
 

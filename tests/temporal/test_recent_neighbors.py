@@ -42,8 +42,12 @@ def same(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:
 @pytest.mark.parametrize("name", ["messages", "ties"])
 def test_no_list_is_wrong(name: str, k: int) -> None:
     events = stream(name)
+    if name == "messages" and k != 10:
+        events = events[:20_000]
     num_nodes = int(events[:, :2].max()) + 2
     queries = torch.cat([events[:, :2], torch.randint(0, num_nodes, (len(events), 1))], 1)
+    if name == "messages":
+        queries = queries.gather(1, torch.arange(len(events))[:, None] % 3)
     first_of_time = torch.searchsorted(events[:, 2].contiguous(), events[:, 2].contiguous())
     causal_lists = last_before(events, queries, first_of_time, k)
     for batch in BATCHES:
@@ -202,7 +206,7 @@ def test_it_compiles_whole(causal: bool) -> None:
     def step(module: RecentNeighbors, batch: Tensor) -> tuple[Tensor, Tensor]:
         src, dst, time = batch.unbind(1)
         before = module.lookup_and_insert(src, dst, time, batch[:, :2])
-        module.insert(dst, src, time)
+        module.insert(dst, src, time[-1:].expand_as(time))
         after = module.lookup(src, time) if causal else module.lookup(src)
         return before.neighbors + 1, after.times * 2
 

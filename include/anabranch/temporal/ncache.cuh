@@ -44,7 +44,8 @@ struct NCacheLane {
   __device__ void write_hop2(int64_t position) {
     const NCacheLayout& layout = table.layout;
     const int64_t owner = batch.owner(position), other_row = batch.row(position ^ 1);
-    const int64_t event = batch.event_id[position / 2];
+    const uint64_t slots = policy.slot_chain(2);
+    const uint64_t draws = policy.draw_chain(batch.event_id[position / 2], owner, 2);
     for (int64_t target_base = 0; target_base < layout.length[2]; target_base += 32) {
       const int64_t target = target_base + lane;
       const bool mine = target < layout.length[2];
@@ -55,8 +56,8 @@ struct NCacheLane {
         const int64_t row_at = other_row * layout.slots() + 1 + offer;
         int64_t key = offer < layout.length[1] ? batch.row_keys[row_at] : no_node;
         if (!table.has(key) || batch.row_event_ids[row_at] < 0) key = no_node;
-        const int64_t slot = key < 0 ? -1 : policy.slot_of(layout, 2, key);
-        const int replaces = key >= 0 && policy.replaces(event, owner, 2, key);
+        const int64_t slot = key < 0 ? -1 : policy.slot_of(slots, layout.length[2], key);
+        const int replaces = key >= 0 && policy.replaces(draws, key);
         if (target_base == 0) counts[6] += key >= 0;
         unsigned offers = __ballot_sync(kAllLanes, key >= 0);
         while (offers != 0) {
@@ -78,11 +79,12 @@ struct NCacheLane {
     const NCacheLayout& layout = table.layout;
     const int64_t owner = batch.owner(position), other = batch.owner(position ^ 1);
     const int64_t row = owner * layout.slots();
-    const int64_t slot = policy.slot_of(layout, 1, other);
+    const int64_t slot = policy.slot_of(policy.slot_chain(1), layout.length[1], other);
     if (slot % 32 == lane) {
       const int64_t at = row + 1 + slot;
       ++counts[3];
-      if (takes(1, table.keys[at], other, policy.replaces(batch.event_id[position / 2], owner, 1, other))) {
+      const uint64_t draws = policy.draw_chain(batch.event_id[position / 2], owner, 1);
+      if (takes(1, table.keys[at], other, policy.replaces(draws, other))) {
         ncache_store(table, at, ncache_hop1_entry(table, batch, position, other, 1 + slot));
       }
     }

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <tuple>
+#include <utility>
 
-#include "anabranch/core/parallel.hpp"
 #include "anabranch/temporal/pair_encode.hpp"
 #include "torch.hpp"
 

@@ -1,6 +1,11 @@
 // The arguments of the recent_neighbors ops, on every device: the three tensors of state, a batch of events, queries.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "anabranch/temporal/recent_neighbors.hpp"
@@ -61,7 +66,21 @@ struct RecentArguments {
   }
 
  private:
-  Tensor result(std::initializer_list<int64_t> shape) const { return empty_on(rows, shape, ScalarType::Long); }
+  /// As empty_on, which finds the op by its name first: a microsecond more for each result, of batches that take ten.
+  Tensor result(std::initializer_list<int64_t> shape) const {
+    int64_t strides[3], stride = 1;
+    for (auto dim = static_cast<int64_t>(shape.size()); dim-- > 0; stride *= std::max<int64_t>(1, shape.begin()[dim])) {
+      strides[dim] = stride;
+    }
+    int32_t device_type = 0;
+    AtenTensorHandle made = nullptr;
+    if (aoti_torch_get_device_type(rows.get(), &device_type) != 0 ||
+        aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides, aoti_torch_dtype_int64(),
+                                 device_type, rows.get_device_index(), &made) != 0) {
+      throw std::runtime_error(std::string(op) + ": torch gives no memory for the results");
+    }
+    return Tensor(made);
+  }
 };
 
 /// The whole state, of any content.

@@ -1,4 +1,4 @@
-"""Models of a few thousand parameters: a second thread costs them more than it brings, and on a busy machine far more."""
+"""The models here are small: a second thread costs them more than it brings, and on a busy machine far more."""
 
 from __future__ import annotations
 

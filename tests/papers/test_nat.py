@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def stream(events: int = 600, features: bool = True) -> EdgeList:
     )
 
 
-def small_nat(edges: EdgeList, *, activation: str = "relu", seed: int = 0) -> NAT:
+def small_nat(edges: EdgeList, *, activation: Literal["none", "relu"] = "relu", seed: int = 0) -> NAT:
     return NAT(
         edges.num_nodes,
         edges.features,
@@ -94,7 +95,7 @@ def composed(model: NAT, src: Tensor, dst: Tensor, negatives: Tensor) -> tuple[T
 
 
 @pytest.mark.parametrize(("activation", "features"), [("relu", True), ("none", False)])
-def test_logits_and_gradients_are_those_of_the_definition(activation: str, features: bool) -> None:
+def test_logits_and_gradients_are_those_of_the_definition(activation: Literal["none", "relu"], features: bool) -> None:
     edges = stream(features=features)
     model = small_nat(edges, activation=activation)
     for batch in edges[:500].batches(50):

@@ -15,7 +15,7 @@ from anabranch.temporal import EdgeList, load_edges
 DATA = Path(os.environ.get("ANABRANCH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
-def trust(events: int = 3000, nodes: int = 60) -> EdgeList:
+def trust(events: int = 2000, nodes: int = 60) -> EdgeList:
     """Some nodes are trusted by all and some by nobody, but for a tenth of the events."""
     bad = torch.rand(nodes) < 0.3
     src = torch.randint(nodes, (events,))
@@ -82,7 +82,7 @@ def test_bitcoin_alpha(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     path = DATA / "signed" / "soc-sign-bitcoinalpha.csv"
     if not path.exists():
         pytest.skip(f"no real data at {path}; set ANABRANCH_DATA")
-    edges = load_edges(path, columns=(0, 1, 3, 2))[:6000]
+    edges = load_edges(path, columns=(0, 1, 3, 2))[:2500]
     small = tmp_path / "small.csv"
     assert edges.features is not None
     columns = zip(

@@ -53,10 +53,7 @@ class ListMemory:
                 message = torch.stack([m[-1] for m in messages if m[:3] == newest]).mean(0)
             rows[name] = gru(message[None], own[None])[0]
         newest = max((event[2] for event in events), default=None)
-        if self.keeps:
-            last = since if newest is None else max(newest, since)
-        else:
-            last = 0 if newest is None else newest
+        last = max(newest or 0, since if self.keeps else 0)
         return rows, last, {**reached, "": newest is not None}
 
     def apply(self, nodes: set[int]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from anabranch.cli.peers_temporal import PlainRing
 from anabranch.temporal import RecentNeighbors
+import anabranch.temporal  # noqa: F401  (registers the fakes and gradients)
 
 ops = torch.ops.anabranch
 
@@ -18,6 +19,9 @@ def samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     yield from recent_neighbors()
     yield from plain_ring()
     yield from memory_samples(dtype)
+    yield from pair_samples(dtype)
+    yield from ncache_samples(dtype)
+    yield from row_set_samples(dtype)
 
 
 def recent_neighbors() -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -59,7 +63,6 @@ def memory_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
     rows, last, now = torch.randn(5, 3, 4, dtype=dtype), torch.zeros(5, dtype=torch.int64), torch.tensor([9])
     src, dst = torch.tensor([0, 1, 1, 4]), torch.tensor([2, 1, 0, 3])
     yield ops.random_projections_update, (rows, last, now, src, dst, times, 0.1)
-    yield from pair_samples(dtype)
 
 
 def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -76,8 +79,6 @@ def pair_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         yield ops.pair_encode, (keys, z, codes, left, right, weight, table, activation)
         tensors = (torch.randn(5, 5).to(dtype), keys, z.detach(), codes, left, right, weight.detach(), table.detach())
         yield ops.pair_encode_backward, (*tensors, activation, 7)
-    yield from ()
-    yield from ncache_samples(dtype)
 
 
 def ncache_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
@@ -111,3 +112,14 @@ def ncache_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         dz = torch.randn(z.shape).to(dtype)
         fixed = [None if one is None else one.detach() for one in (*tables, *parameters)]
         yield ops.ncache_read_backward, (dz, query, *read, *fixed, 2, 0.5, 0b111111111)
+
+
+def row_set_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """A graph of five nodes, the last without neighbours; equal ends and a pair that is an edge."""
+    graph = (torch.tensor([0, 4, 7, 9, 11, 11]), torch.tensor([0, 1, 2, 3, 0, 2, 3, 0, 1, 0, 1]))
+    pairs = (torch.tensor([0, 1, 2, 0, 4]), torch.tensor([1, 1, 3, 2, 0]))
+    for mode, exclude in ((0, False), (1, True), (2, False)):
+        yield ops.row_set_sum, (torch.randn(5, 3).to(dtype).requires_grad_(), *graph, *pairs, mode, exclude)
+        yield ops.row_set_sum_backward, (torch.randn(5, 3).to(dtype).requires_grad_(), *graph, *pairs, mode, exclude)
+    if dtype != torch.float64:
+        yield ops.row_set, (*graph, *pairs, 1, False, 2, 7)

@@ -146,7 +146,10 @@ def test_a_saved_state_goes_on_as_if_never_stopped(kind: str) -> None:
         assert torch.equal(value, copied.state_dict()[name]), name
     other = make()
     other.load_state_dict(whole.state_dict())
-    smaller = {n: v[:-1] if n.endswith(("last_update", "words", "ranges", "count")) else v for n, v in whole.state_dict().items()}
+    smaller = {
+        n: v[:-1] if n.endswith(("last_update", "words", "ranges", "count")) else v
+        for n, v in whole.state_dict().items()
+    }
     before = {n: b.clone() for n, b in other.named_buffers()}
     with pytest.raises(RuntimeError, match="last_update is"):
         other.load_state_dict(smaller)
@@ -236,7 +239,7 @@ def test_bad_input_leaves_the_state() -> None:
             table.update_state(*bad)
     with pytest.raises(ValueError, match="n_id has 99"):
         table(torch.tensor([99]))
-    with pytest.raises(ValueError, match="is_negative is torch.int64"):
+    with pytest.raises(ValueError, match="is_negative is"):
         SignedMemory(NODES, DIM, RAW).update_state(src, src, t, t, raw)
     for options in ({"aggregator": "max"}, {"untouched": "drop"}):
         with pytest.raises(ValueError, match="must be"):

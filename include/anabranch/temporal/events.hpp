@@ -1,7 +1,7 @@
 // What the whole room agrees on: the order of events, hashes of integers, and who looks after which node.
 //
-// Events are ordered by (time, event id), both int64; of equal times the larger id is the later one. A batch is given in
-// any order of equal keys: entries with equal (time, id) stay in the order of the batch.
+// Events are ordered by (time, event id), both int64; of equal times the larger id is the later one. A batch is given
+// in any order of equal keys: entries with equal (time, id) stay in the order of the batch.
 //
 // Hashes are full-avalanche integer functions of 64 bits, the same on every device: random decisions are hashes of what
 // they are about and a seed, never the state of a generator, so they do not depend on threads, batches or devices.
@@ -45,9 +45,7 @@ ANABRANCH_HOST_DEVICE inline int64_t below(uint64_t hash, int64_t n) {
 }
 
 /// A number in [0, 1) of 24 bits: exact as a float, so that a comparison with a float is the same everywhere.
-ANABRANCH_HOST_DEVICE inline float unit_interval(uint64_t hash) {
-  return static_cast<float>(hash >> 40) * 0x1p-24f;
-}
+ANABRANCH_HOST_DEVICE inline float unit_interval(uint64_t hash) { return static_cast<float>(hash >> 40) * 0x1p-24f; }
 
 /// The nodes of one of `num_workers` workers.
 struct NodeShare {

@@ -3,7 +3,7 @@
 //
 // Layout: a node has S = 1 + M1 (+ M2) slots: one of hop 0 (the node itself), M1 of hop 1, M2 of hop 2. Three int64
 // tables [N, S] (key = neighbour, event id, time; -1 where empty) and states [N, S, F]. Key q lies in one slot of a hop
-// if anywhere, slot_of(hop, q), a full-avalanche hash: every slot is reachable for every seed.
+// if anywhere, a full-avalanche hash: every slot is reachable for every seed.
 //
 // A write (owner, hop, key, event, time, state) goes in if its slot is empty, holds the same key, or the draw of
 // (seed, event, owner, hop, key) is below the replace probability. Writes are applied one by one: events in the order
@@ -38,17 +38,19 @@ struct NCachePolicy {
   uint64_t seed;
   float replace_probability;
 
-  /// The slot of a key within its hop.
-  ANABRANCH_HOST_DEVICE int64_t slot_of(const NCacheLayout& layout, int hop, int64_t key) const {
-    const uint64_t chain = chained_hash(seed, static_cast<uint64_t>(hop));
-    return below(chained_hash(chain, static_cast<uint64_t>(key)), layout.length[hop]);
+  /// What the slots of all keys of a hop have in common, and the draws of all keys of an event, owner and hop.
+  ANABRANCH_HOST_DEVICE uint64_t slot_chain(int hop) const { return chained_hash(seed, static_cast<uint64_t>(hop)); }
+  ANABRANCH_HOST_DEVICE uint64_t draw_chain(int64_t event, int64_t owner, int hop) const {
+    const uint64_t chain = chained_hash(seed, static_cast<uint64_t>(event));
+    return chained_hash(chained_hash(chain, static_cast<uint64_t>(owner)), static_cast<uint64_t>(hop));
+  }
+  /// The slot of a key within a hop of `length` slots.
+  ANABRANCH_HOST_DEVICE static int64_t slot_of(uint64_t slot_chain, int64_t length, int64_t key) {
+    return below(chained_hash(slot_chain, static_cast<uint64_t>(key)), length);
   }
   /// Whether a write may take a slot from another key.
-  ANABRANCH_HOST_DEVICE bool replaces(int64_t event, int64_t owner, int hop, int64_t key) const {
-    uint64_t chain = chained_hash(seed, static_cast<uint64_t>(event));
-    chain = chained_hash(chain, static_cast<uint64_t>(owner));
-    chain = chained_hash(chain, static_cast<uint64_t>(hop));
-    return unit_interval(chained_hash(chain, static_cast<uint64_t>(key))) < replace_probability;
+  ANABRANCH_HOST_DEVICE bool replaces(uint64_t draw_chain, int64_t key) const {
+    return unit_interval(chained_hash(draw_chain, static_cast<uint64_t>(key))) < replace_probability;
   }
 };
 
@@ -137,27 +139,28 @@ void ncache_apply(const NCacheTable<Bits>& table, const NCachePolicy& policy, co
   const NCacheLayout& layout = table.layout;
   const int64_t owner = batch.owner(position), other = batch.owner(position ^ 1);
   const int64_t event = batch.event_id[position / 2];
-  const auto write = [&](int hop, int64_t slot, const NCacheEntry<Bits>& entry) {
+  const auto write = [&](int hop, uint64_t draws, int64_t slot, const NCacheEntry<Bits>& entry) {
     const int64_t at = owner * layout.slots() + layout.first[hop] + slot;
     const int64_t held = table.keys[at];
     ++stats.offered[hop];
     if (held >= 0 && held != entry.key) {
       ++stats.collisions[hop];
-      if (!policy.replaces(event, owner, hop, entry.key)) return;
+      if (!policy.replaces(draws, entry.key)) return;
       ++stats.replacements[hop];
     }
     ncache_store(table, at, entry);
   };
   if (layout.num_hops > 2) {
     const int64_t other_row = batch.row(position ^ 1);
+    const uint64_t slots = policy.slot_chain(2), draws = policy.draw_chain(event, owner, 2);
     for (int64_t slot = 1; slot <= layout.length[1]; ++slot) {
       const NCacheEntry<Bits> entry = ncache_row_entry(table, batch, other_row, slot);
-      if (entry.key >= 0) write(2, policy.slot_of(layout, 2, entry.key), entry);
+      if (entry.key >= 0) write(2, draws, policy.slot_of(slots, layout.length[2], entry.key), entry);
     }
   }
-  const int64_t slot = policy.slot_of(layout, 1, other);
-  write(1, slot, ncache_hop1_entry(table, batch, position, other, 1 + slot));
-  write(0, 0, ncache_hop0_entry(table, batch, position));
+  const int64_t slot = policy.slot_of(policy.slot_chain(1), layout.length[1], other);
+  write(1, policy.draw_chain(event, owner, 1), slot, ncache_hop1_entry(table, batch, position, other, 1 + slot));
+  write(0, 0, 0, ncache_hop0_entry(table, batch, position));
 }
 
 }  // namespace detail

@@ -2,10 +2,10 @@
 //
 // Slots are cut into tiles of 512; a tile's occupied slots are taken 32 at a time: their features are copied into one
 // block x [32, K + 1] that stays in the first cache, multiplied by the transposed weight, and the gates computed across
-// the block in vectors. The last column of x is 1, so the bias is the weight's last row and its gradient comes with the
-// weight's. Backward, each tile has its own sums of the parameters' gradients, added up in the order of tiles;
-// gradients of feature tables are added by the worker whose share has the row, walking all slots in order. So results
-// are bitwise equal for every number of threads.
+// the block in vectors. Behind x comes a column of ones, so the bias is a row of the weight and its gradient comes with
+// the weight's, as those of frequency and phase come by columns of sines. Backward, each tile has its own sums of the
+// parameters' gradients, added up in the order of tiles; gradients of feature tables are added by the worker whose
+// share has the row, walking all slots in order. So results are bitwise equal for every number of threads.
 #pragma once
 
 #include <algorithm>
@@ -19,9 +19,11 @@
 namespace anabranch {
 
 /// The weights transposed, biases as their last rows, padded: columns to vectors, rows to eights. All padding is zero.
+/// Gradients have the same layout and, behind the bias, 2 Dt rows more: sums over slots of sin(angle), and of
+/// tau sin(angle), times the gradient of gx, from which those of phase and frequency follow.
 template <class Sum>
 struct NCachePacked {
-  int64_t depth, hidden_depth;  // rows: of [weight; bias] and [weight_hh; bias_hh]
+  int64_t depth, hidden_depth;  // rows: of [weight; bias; 2 Dt of zeros] and [weight_hh; bias_hh]
   int64_t columns;              // 3F, padded
   Sum *weight, *weight_hh;      // [depth, columns], [hidden_depth, columns]
 
@@ -35,9 +37,8 @@ struct NCacheReadKernels {
   /// z of the occupied slots in [begin, end).
   void (*forward)(const NCacheRead<T>& problem, const NCachePacked<Sum>& packed, int64_t begin, int64_t end,
                   std::byte* scratch, T* z);
-  /// Adds to `partial` (packed.size() gradients of the weights in the packed layout, then frequency, then phase);
-  /// writes gradients of gx to dgates [count, columns] and of states to dstates [count, F]. Each of the three may be
-  /// null.
+  /// Adds to `partial` (gradients in the packed layout); writes gradients of gx to dgates [count, columns] and of
+  /// states to dstates [count, F]. Each of the three may be null.
   void (*backward)(const NCacheRead<T>& problem, const NCachePacked<Sum>& packed, const T* dz, int64_t begin,
                    int64_t end, std::byte* scratch, Sum* partial, Sum* dgates, Sum* dstates);
   /// row[k] += sum over gates of dgates[gate] * weight[gate * stride + k], k < width.
@@ -124,8 +125,8 @@ class NCacheWeights {
  private:
   static NCachePacked<Sum> shape(const NCacheRead<T>& problem, int64_t lanes) {
     const auto padded = [](int64_t n, int64_t to) { return (n + to - 1) / to * to; };
-    return {padded(problem.width() + 1, ncache_unroll), padded(problem.state_size + 1, ncache_unroll),
-            padded(problem.gates(), lanes), nullptr, nullptr};
+    return {padded(problem.width() + 1 + 2 * problem.time_width, ncache_unroll),
+            padded(problem.state_size + 1, ncache_unroll), padded(problem.gates(), lanes), nullptr, nullptr};
   }
   Temporary<Sum> memory_;
 };
@@ -151,8 +152,18 @@ void for_each_ncache_tile(const NCacheRead<T>& problem, const NCachePacked<accum
 template <class T>
 void ncache_gather_cpu(const NCacheGather<T>& gather) {
   const int64_t slots = gather.slots, numbers = slots * gather.state_size;
+  const auto prefetch = [](const void* from, int64_t bytes) {
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
+  };
   parallel_for(gather.num_rows, 64, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
+      if (row + 1 < end) {
+        const int64_t next = gather.nodes[row + 1];
+        prefetch(gather.keys + next * slots, slots * sizeof(int64_t));
+        prefetch(gather.event_ids + next * slots, slots * sizeof(int64_t));
+        prefetch(gather.times + next * slots, slots * sizeof(int64_t));
+        prefetch(gather.states + next * numbers, numbers * sizeof(T));
+      }
       const int64_t node = gather.nodes[row];
       std::memcpy(gather.row_keys + row * slots, gather.keys + node * slots, slots * sizeof(int64_t));
       std::memcpy(gather.row_event_ids + row * slots, gather.event_ids + node * slots, slots * sizeof(int64_t));
@@ -182,11 +193,11 @@ void ncache_read_backward_cpu(const NCacheRead<T>& problem, const T* dz,
   const auto kernels = ncache_read_kernels<T>();
   const detail::NCacheWeights<T> weights(problem, kernels.lanes);
   const auto& packed = weights.packed;
-  const int64_t F = problem.state_size, times = problem.time_width;
+  const int64_t F = problem.state_size;
   const bool parameters = to.frequency || to.phase || to.weight || to.bias || to.weight_hh || to.bias_hh;
   const bool tables = to.node_features || to.edge_features;
   const int64_t tiles = (problem.count + detail::ncache_tile - 1) / detail::ncache_tile;
-  const int64_t partial_size = (packed.size() + 2 * times + 15) / 16 * 16;
+  const int64_t partial_size = packed.size();
   Temporary<Sum> partials(static_cast<size_t>(parameters ? std::max<int64_t>(tiles, 1) * partial_size : 0));
   Temporary<Sum> dgates(static_cast<size_t>(tables ? problem.count * packed.columns : 0));
   detail::for_each_ncache_tile(problem, packed, [&](int64_t begin, int64_t end, std::byte* scratch, int64_t tile) {
@@ -211,8 +222,18 @@ void ncache_read_backward_cpu(const NCacheRead<T>& problem, const T* dz,
     };
     unpack(sum, problem.width(), to.weight, to.bias);
     unpack(sum + packed.depth * packed.columns, F, to.weight_hh, to.bias_hh);
-    if (to.frequency) std::copy_n(sum + packed.size(), times, to.frequency);
-    if (to.phase) std::copy_n(sum + packed.size() + times, times, to.phase);
+    const int64_t times = problem.time_width, first = problem.width() - times;
+    for (int64_t d = 0; d < times; ++d) {
+      const Sum* row = packed.weight + (first + d) * packed.columns;
+      const Sum* sines = sum + (problem.width() + 1 + d) * packed.columns;
+      double phase = 0, frequency = 0;
+      for (int64_t j = 0; j < problem.gates(); ++j) {
+        phase -= static_cast<double>(row[j]) * static_cast<double>(sines[j]);
+        frequency -= static_cast<double>(row[j]) * static_cast<double>(sines[times * packed.columns + j]);
+      }
+      if (to.phase) to.phase[d] = static_cast<Sum>(phase);
+      if (to.frequency) to.frequency[d] = static_cast<Sum>(frequency);
+    }
   }
 
   const auto add_rows = [&](Sum* table, int64_t width, int64_t offset, const int64_t* ids) {

@@ -8,7 +8,7 @@
 // one the linker keeps for an older machine.
 #pragma once
 
-#include "anabranch/experts/row_kernels_cpu.hpp"
+#include "anabranch/mixers/lanes_cpu.hpp"
 #include "anabranch/temporal/ncache_read_cpu.hpp"
 
 namespace anabranch::detail {
@@ -16,9 +16,9 @@ namespace anabranch::detail {
 template <CpuIsa isa, class T>
 struct NCacheReadLoops {
   using Sum = accumulate_t<T>;
-  static constexpr int bytes = isa >= CpuIsa::avx512 ? 64 : isa == CpuIsa::avx2 ? 32 : 16;
-  static constexpr int64_t lanes = bytes / sizeof(Sum);
-  using Vector [[gnu::vector_size(bytes)]] = Sum;
+  using Number = Lanes<isa, Sum>;
+  using Vector = typename Number::Vector;
+  static constexpr int64_t lanes = Number::width;
   using Scratch = NCacheScratch<Sum>;
   using Problem = NCacheRead<T>;
   using Packed = NCachePacked<Sum>;
@@ -74,21 +74,6 @@ struct NCacheReadLoops {
     return sum;
   }
 
-  [[gnu::always_inline]] static Sum sigmoid(Sum x) {
-    if constexpr (std::is_same_v<Sum, float>) {
-      return 1.0f / (1.0f + vector_exp(-x));
-    } else {
-      return 1 / (1 + std::exp(-x));
-    }
-  }
-  [[gnu::always_inline]] static Sum hyperbolic_tangent(Sum x) {
-    if constexpr (std::is_same_v<Sum, float>) {
-      return 1.0f - 2.0f / (vector_exp(2.0f * x) + 1.0f);
-    } else {
-      return std::tanh(x);
-    }
-  }
-
   /// Cosines and sines. For float the angle is reduced to a quarter turn in double, and Taylor's polynomials do the
   /// rest; where an angle is beyond 2^50 its quarter has no meaning in double any more and libm answers.
   static void turn(int64_t count, const double* __restrict angle, Sum* __restrict cosine, Sum* __restrict sine) {
@@ -116,17 +101,27 @@ struct NCacheReadLoops {
     }
   }
 
-  /// x, states and angles of the slots in `list`.
-  static void load_block(const Problem& problem, const Packed& packed, int64_t rows, const int64_t* list,
-                         const Scratch& scratch) {
-    const int64_t node_width = problem.node_width, edge_width = problem.edge_width, times = problem.time_width;
-    const auto copy = [](const T* __restrict from, int64_t count, Sum* __restrict to) {
-      if (!from) {
-        for (int64_t k = 0; k < count; ++k) to[k] = 0;
-      } else {
-        for (int64_t k = 0; k < count; ++k) to[k] = static_cast<Sum>(from[k]);
+  /// A row of features, zeros if there is none. Written out: a call of memcpy for each costs more than the bytes.
+  [[gnu::always_inline]] static void copy(const T* __restrict from, int64_t count, Sum* __restrict to) {
+    int64_t k = 0;
+    if (!from) {
+      for (; k < count; ++k) to[k] = 0;
+      return;
+    }
+    if constexpr (std::is_same_v<T, Sum>) {
+      for (; k + lanes <= count; k += lanes) store(load(from + k), to + k);
+      if (k < count && count >= lanes) {
+        store(load(from + count - lanes), to + count - lanes);
+        return;
       }
-    };
+    }
+    for (; k < count; ++k) to[k] = static_cast<Sum>(from[k]);
+  }
+
+  /// x and states of the slots in `list`; `with_sines`, behind x what the backward sums up for phase and frequency.
+  static void load_block(const Problem& problem, const Packed& packed, int64_t rows, const int64_t* list,
+                         const Scratch& scratch, bool with_sines) {
+    const int64_t node_width = problem.node_width, edge_width = problem.edge_width, times = problem.time_width;
     for (int64_t r = 0; r < rows; ++r) {
       Sum* x = scratch.x + r * packed.depth;
       copy(problem.node_row(list[r]), node_width, x);
@@ -145,21 +140,46 @@ struct NCacheReadLoops {
     for (int64_t r = 0; r < rows; ++r) {
       Sum* x = scratch.x + r * packed.depth + node_width + edge_width;
       for (int64_t d = 0; d < times; ++d) x[d] = scratch.cosine[r * times + d];
+      for (int64_t d = 0; with_sines && d < times; ++d) {
+        const Sum sine = scratch.sine[r * times + d];
+        x[times + 1 + d] = sine;
+        x[2 * times + 1 + d] = static_cast<Sum>(sine * scratch.tau[r]);
+      }
     }
   }
 
-  /// The sums of all gates, gate by gate. `F` is a constant where it is common.
-  template <class Size>
-  [[gnu::always_inline]] static void gate_sums(Size F, int64_t rows, int64_t columns, int64_t state_stride,
-                                               const Scratch& scratch) {
+  /// F states of one gate, where they are as many as usual: one access each.
+  static constexpr int64_t usual = 4;
+  [[gnu::always_inline]] static void copy_usual(const Sum* from, Sum* to) {
+    __builtin_memcpy(to, from, usual * sizeof(Sum));
+  }
+  [[gnu::always_inline]] static void add_usual(const Sum* a, const Sum* b, Sum* to) {
+    using Part [[gnu::vector_size(usual * sizeof(Sum))]] = Sum;
+    Part left, right;
+    __builtin_memcpy(&left, a, sizeof(left)), __builtin_memcpy(&right, b, sizeof(right));
+    left += right;
+    __builtin_memcpy(to, &left, sizeof(left));
+  }
+
+  /// The sums of all gates, from rows of gx and gh to an array for each kind.
+  static void gate_sums(int64_t F, int64_t rows, const Packed& packed, const Scratch& scratch) {
     for (int64_t r = 0; r < rows; ++r) {
-      const Sum *input = scratch.input + r * columns, *hidden = scratch.hidden + r * columns;
+      const Sum *input = scratch.input + r * packed.columns, *hidden = scratch.hidden + r * packed.columns;
+      const Sum* states = scratch.states + r * packed.hidden_depth;
+      if (F == usual) {
+        add_usual(input, hidden, scratch.gates[0] + r * usual);
+        add_usual(input + usual, hidden + usual, scratch.gates[1] + r * usual);
+        copy_usual(input + 2 * usual, scratch.gates[2] + r * usual);
+        copy_usual(hidden + 2 * usual, scratch.gates[3] + r * usual);
+        copy_usual(states, scratch.gates[4] + r * usual);
+        continue;
+      }
       for (int64_t f = 0; f < F; ++f) {
         scratch.gates[0][r * F + f] = input[f] + hidden[f];
         scratch.gates[1][r * F + f] = input[F + f] + hidden[F + f];
         scratch.gates[2][r * F + f] = input[2 * F + f];
         scratch.gates[3][r * F + f] = hidden[2 * F + f];
-        scratch.gates[4][r * F + f] = scratch.states[r * state_stride + f];
+        scratch.gates[4][r * F + f] = states[f];
       }
     }
   }
@@ -169,21 +189,53 @@ struct NCacheReadLoops {
     product(padded, problem.width() + 1, packed.depth, packed.columns, scratch.x, packed.weight, scratch.input);
     product(padded, problem.state_size + 1, packed.hidden_depth, packed.columns, scratch.states, packed.weight_hh,
             scratch.hidden);
-    if (problem.state_size == 4) {
-      gate_sums(std::integral_constant<int64_t, 4>{}, rows, packed.columns, packed.hidden_depth, scratch);
-    } else {
-      gate_sums(problem.state_size, rows, packed.columns, packed.hidden_depth, scratch);
+    gate_sums(problem.state_size, rows, packed, scratch);
+  }
+
+  /// The gates of as many states as a vector has, from the sums at e on.
+  struct Gates {
+    Number r, u, n, hidden_n, state;
+
+    [[gnu::always_inline]] Gates(const Scratch& scratch, int64_t e)
+        : r(sigmoid_of(Number(load(scratch.gates[0] + e)))),
+          u(sigmoid_of(Number(load(scratch.gates[1] + e)))),
+          n(tanh_of(Number(load(scratch.gates[2] + e)) + r * Number(load(scratch.gates[3] + e)))),
+          hidden_n(load(scratch.gates[3] + e)),
+          state(load(scratch.gates[4] + e)) {}
+  };
+
+  /// Asks for the features of the slots in `list`, so that they come while the block before is multiplied.
+  static void prefetch(const Problem& problem, int64_t rows, const int64_t* list) {
+    const auto ask = [](const T* row, int64_t width) {
+      const char* from = reinterpret_cast<const char*>(row);
+      for (int64_t at = 0; row && at < width * static_cast<int64_t>(sizeof(T)); at += 64) {
+        __builtin_prefetch(from + at, 0, 2);
+      }
+    };
+    for (int64_t r = 0; r < rows; ++r) {
+      ask(problem.node_row(list[r]), problem.node_width);
+      if (problem.edge_width) ask(problem.edge_row(list[r]), problem.edge_width);
     }
   }
 
-  /// f(rows, list) for the occupied slots in [begin, end), a block at a time.
+  /// f(rows, list) for the occupied slots in [begin, end), a block at a time; x, states and products are there.
   template <class F>
-  [[gnu::always_inline]] static void for_each_block(const Problem& problem, int64_t begin, int64_t end, F&& f) {
-    int64_t list[ncache_block], rows = 0;
+  [[gnu::always_inline]] static void for_each_block(const Problem& problem, const Packed& packed,
+                                                    const Scratch& scratch, int64_t begin, int64_t end, bool with_sines,
+                                                    F&& f) {
+    int64_t list[ncache_tile + 1], count = 0;
     for (int64_t i = begin; i < end; ++i) {
-      list[rows] = i;
-      rows += problem.occupied(i);
-      if (rows == ncache_block || (i + 1 == end && rows > 0)) f(rows, list), rows = 0;
+      list[count] = i;
+      count += problem.occupied(i);
+    }
+    const auto rows_at = [&](int64_t at) { return count - at < ncache_block ? count - at : ncache_block; };
+    prefetch(problem, rows_at(0), list);
+    for (int64_t at = 0; at < count; at += ncache_block) {
+      const int64_t rows = rows_at(at), next = at + rows;
+      load_block(problem, packed, rows, list + at, scratch, with_sines);
+      prefetch(problem, rows_at(next), list + next);
+      products(problem, packed, rows, scratch);
+      f(rows, list + at);
     }
   }
 
@@ -191,47 +243,43 @@ struct NCacheReadLoops {
                       T* z) {
     const Scratch scratch(problem, packed, memory);
     const int64_t F = problem.state_size;
-    for_each_block(problem, begin, end, [&](int64_t rows, const int64_t* list) {
-      load_block(problem, packed, rows, list, scratch);
-      products(problem, packed, rows, scratch);
-      const Sum* __restrict sum_r = scratch.gates[0], * __restrict sum_u = scratch.gates[1];
-      const Sum* __restrict input_n = scratch.gates[2], * __restrict hidden_n = scratch.gates[3];
-      const Sum* __restrict state = scratch.gates[4];
-      Sum* __restrict value = scratch.value;
-      for (int64_t e = 0; e < rows * F; ++e) {
-        const Sum u = sigmoid(sum_u[e]);
-        const Sum n = hyperbolic_tangent(input_n[e] + sigmoid(sum_r[e]) * hidden_n[e]);
-        value[e] = (1 - u) * n + u * state[e];
+    for_each_block(problem, packed, scratch, begin, end, false, [&](int64_t rows, const int64_t* list) {
+      for (int64_t e = 0; e < rows * F; e += lanes) {
+        const Gates gates(scratch, e);
+        store(((Number(1) - gates.u) * gates.n + gates.u * gates.state).v, scratch.value + e);
       }
       for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t f = 0; f < F; ++f) z[list[r] * F + f] = T(value[r * F + f]);
+        for (int64_t f = 0; f < F; ++f) z[list[r] * F + f] = T(scratch.value[r * F + f]);
       }
     });
   }
 
   /// Gates' sums become their gradients, in place, and `value` the part of the states' gradient that goes by u.
-  [[gnu::always_inline]] static void gate_gradients(int64_t count, const Scratch& scratch) {
-    Sum* __restrict sum_r = scratch.gates[0], * __restrict sum_u = scratch.gates[1];
-    Sum* __restrict input_n = scratch.gates[2], * __restrict hidden_n = scratch.gates[3];
-    const Sum* __restrict state = scratch.gates[4];
-    Sum* __restrict value = scratch.value;
-    for (int64_t e = 0; e < count; ++e) {
-      const Sum given = value[e], r = sigmoid(sum_r[e]), u = sigmoid(sum_u[e]);
-      const Sum n = hyperbolic_tangent(input_n[e] + r * hidden_n[e]);
-      const Sum dn = given * (1 - u) * (1 - n * n);
-      sum_r[e] = dn * hidden_n[e] * r * (1 - r);
-      sum_u[e] = given * (state[e] - n) * u * (1 - u);
-      input_n[e] = dn;
-      hidden_n[e] = dn * r;
-      value[e] = given * u;
+  static void gate_gradients(int64_t count, const Scratch& scratch) {
+    for (int64_t e = 0; e < count; e += lanes) {
+      const Number given(load(scratch.value + e)), one(1);
+      const Gates gates(scratch, e);
+      const Number dn = given * (one - gates.u) * (one - gates.n * gates.n);
+      store((dn * gates.hidden_n * gates.r * (one - gates.r)).v, scratch.gates[0] + e);
+      store((given * (gates.state - gates.n) * gates.u * (one - gates.u)).v, scratch.gates[1] + e);
+      store(dn.v, scratch.gates[2] + e);
+      store((dn * gates.r).v, scratch.gates[3] + e);
+      store((given * gates.u).v, scratch.value + e);
     }
   }
 
   /// The gates' gradients as rows of gx and gh; their padding is zero from the products.
-  template <class Size>
-  [[gnu::always_inline]] static void gradient_rows(Size F, int64_t rows, int64_t columns, const Scratch& scratch) {
+  static void gradient_rows(int64_t F, int64_t rows, int64_t columns, const Scratch& scratch) {
     for (int64_t r = 0; r < rows; ++r) {
       Sum *input = scratch.input + r * columns, *hidden = scratch.hidden + r * columns;
+      if (F == usual) {
+        copy_usual(scratch.gates[0] + r * usual, input), copy_usual(scratch.gates[0] + r * usual, hidden);
+        copy_usual(scratch.gates[1] + r * usual, input + usual);
+        copy_usual(scratch.gates[1] + r * usual, hidden + usual);
+        copy_usual(scratch.gates[2] + r * usual, input + 2 * usual);
+        copy_usual(scratch.gates[3] + r * usual, hidden + 2 * usual);
+        continue;
+      }
       for (int64_t f = 0; f < F; ++f) {
         input[f] = hidden[f] = scratch.gates[0][r * F + f];
         input[F + f] = hidden[F + f] = scratch.gates[1][r * F + f];
@@ -244,33 +292,16 @@ struct NCacheReadLoops {
   static void backward(const Problem& problem, const Packed& packed, const T* dz, int64_t begin, int64_t end,
                        std::byte* memory, Sum* partial, Sum* dgates, Sum* dstates) {
     const Scratch scratch(problem, packed, memory);
-    const int64_t F = problem.state_size, columns = packed.columns, times = problem.time_width;
-    for_each_block(problem, begin, end, [&](int64_t rows, const int64_t* list) {
-      load_block(problem, packed, rows, list, scratch);
-      products(problem, packed, rows, scratch);
+    const int64_t F = problem.state_size, columns = packed.columns;
+    for_each_block(problem, packed, scratch, begin, end, true, [&](int64_t rows, const int64_t* list) {
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t f = 0; f < F; ++f) scratch.value[r * F + f] = static_cast<Sum>(dz[list[r] * F + f]);
       }
       gate_gradients(rows * F, scratch);
-      if (F == 4) {
-        gradient_rows(std::integral_constant<int64_t, 4>{}, rows, columns, scratch);
-      } else {
-        gradient_rows(F, rows, columns, scratch);
-      }
+      gradient_rows(F, rows, columns, scratch);
       if (partial) {
         outer(rows, packed.depth, columns, scratch.x, scratch.input, partial);
         outer(rows, packed.hidden_depth, columns, scratch.states, scratch.hidden, partial + packed.depth * columns);
-        Sum *frequency = partial + packed.size(), *phase = frequency + times;
-        const Sum* weight = packed.weight + (problem.node_width + problem.edge_width) * columns;
-        for (int64_t d = 0; d < times; ++d) {
-          double sum = 0, sum_tau = 0;
-          for (int64_t r = 0; r < rows; ++r) {
-            const Sum dx = dot(columns, scratch.input + r * columns, weight + d * columns);
-            const double dangle = -static_cast<double>(scratch.sine[r * times + d] * dx);
-            sum += dangle, sum_tau += dangle * scratch.tau[r];
-          }
-          frequency[d] += static_cast<Sum>(sum_tau), phase[d] += static_cast<Sum>(sum);
-        }
       }
       for (int64_t r = 0; dgates && r < rows; ++r) {
         __builtin_memcpy(dgates + list[r] * columns, scratch.input + r * columns, columns * sizeof(Sum));

@@ -19,34 +19,33 @@ class NodeGroups {
   template <class NodeAt>
   NodeGroups(int64_t size, const NodeAt& node_at) : next_(size, none) {
     const uint64_t slots = std::bit_ceil(static_cast<uint64_t>(2 * size + 2));
-    std::vector<int32_t> group_of_slot(slots, none), last;
+    std::vector<int32_t> group_of_slot(slots, none);
+    groups_.reserve(size);
     for (int64_t p = 0; p < size; ++p) {
       const int64_t node = node_at(p);
       if (node == no_node) continue;
       uint64_t slot = mixed_bits(static_cast<uint64_t>(node)) & (slots - 1);
-      while (group_of_slot[slot] != none && nodes_[group_of_slot[slot]] != node) slot = (slot + 1) & (slots - 1);
+      while (group_of_slot[slot] != none && groups_[group_of_slot[slot]].node != node) slot = (slot + 1) & (slots - 1);
       const int32_t group = group_of_slot[slot];
       if (group == none) {
-        group_of_slot[slot] = static_cast<int32_t>(nodes_.size());
-        nodes_.push_back(node);
-        first_.push_back(static_cast<int32_t>(p));
-        last.push_back(static_cast<int32_t>(p));
+        group_of_slot[slot] = static_cast<int32_t>(groups_.size());
+        groups_.push_back({node, static_cast<int32_t>(p), static_cast<int32_t>(p)});
       } else {
-        next_[last[group]] = static_cast<int32_t>(p);
-        last[group] = static_cast<int32_t>(p);
+        next_[groups_[group].last] = static_cast<int32_t>(p);
+        groups_[group].last = static_cast<int32_t>(p);
       }
     }
   }
 
-  int64_t size() const { return static_cast<int64_t>(nodes_.size()); }
-  int64_t node(int64_t group) const { return nodes_[group]; }
-  int64_t first(int64_t group) const { return first_[group]; }
-  bool is_single(int64_t group) const { return next_[first_[group]] == none; }
+  int64_t size() const { return static_cast<int64_t>(groups_.size()); }
+  int64_t node(int64_t group) const { return groups_[group].node; }
+  int64_t first(int64_t group) const { return groups_[group].first; }
+  bool is_single(int64_t group) const { return groups_[group].first == groups_[group].last; }
 
   /// f(p) for the positions of a group, in order.
   template <class F>
   void for_each(int64_t group, F&& f) const {
-    for (int32_t p = first_[group]; p != none; p = next_[p]) f(static_cast<int64_t>(p));
+    for (int32_t p = groups_[group].first; p != none; p = next_[p]) f(static_cast<int64_t>(p));
   }
 
   /// f(group) for all groups, on workers that get `grain` units of work each at least, if a position is `work` units.
@@ -61,8 +60,12 @@ class NodeGroups {
 
  private:
   static constexpr int32_t none = -1;
-  std::vector<int32_t> next_, first_;
-  std::vector<int64_t> nodes_;
+  struct Group {
+    int64_t node;
+    int32_t first, last;
+  };
+  std::vector<int32_t> next_;
+  std::vector<Group> groups_;
 };
 
 }  // namespace anabranch

@@ -100,7 +100,7 @@ class EncodedPair {
 };
 
 template <class T, int kFeatures, PairActivation kActivation>
-__global__ void __launch_bounds__(kPairThreads) pair_encode_kernel(PairEncode<T> problem, int places, T* out) {
+__global__ void __launch_bounds__(kPairThreads, 1) pair_encode_kernel(PairEncode<T> problem, int places, T* out) {
   using Sum = accumulate_t<T>;
   SharedMemory shared;
   EncodedPair<T, kFeatures, kActivation> pair(shared, problem, places);
@@ -123,6 +123,7 @@ __device__ void add_parameter_gradients(const Pair& pair, int64_t channels, int6
   int code = -1;
   Sum table = 0, run = 0;
   Sum kept[Pair::kept] = {};  // of the weight, where the number of features is known
+#pragma unroll 1
   for (int rank = 0; rank < pair.join.count(); ++rank) {
     const int k = pair.grouped(rank);
     if (pair.code(k) != code) {
@@ -155,6 +156,7 @@ __device__ void write_key_gradients(const Pair& pair, int64_t channels, const T*
 #pragma unroll 1
     for (int f = 0; f < pair.features(); ++f) {
       Sum sum = 0;
+#pragma unroll 1
       for (int64_t h = lane; h < channels; h += 32) {
         if (pair.passes(pair.value(k, h, pair.table(code, h)))) sum += static_cast<Sum>(dout[h]) * pair.weight(h, f);
       }
@@ -165,7 +167,7 @@ __device__ void write_key_gradients(const Pair& pair, int64_t channels, const T*
 }
 
 template <class T, int kFeatures, PairActivation kActivation>
-__global__ void __launch_bounds__(kPairThreads)
+__global__ void __launch_bounds__(kPairThreads, 1)
     pair_encode_backward_kernel(PairEncode<T> problem, int places, const T* dout, bool with_dz, int32_t* positions,
                                 accumulate_t<T>* dz_keys, accumulate_t<T>* parts) {
   using Sum = accumulate_t<T>;
@@ -174,6 +176,7 @@ __global__ void __launch_bounds__(kPairThreads)
   const int64_t width = 2 * problem.sets.slots, features = problem.sets.features, channels = problem.channels;
   Sum* sums = parts + blockIdx.x * (features + num_pair_codes) * channels;
   for (int64_t h = threadIdx.x; h < channels; h += kPairThreads) {
+#pragma unroll 1
     for (int64_t row = 0; row < features + num_pair_codes; ++row) sums[row * channels + h] = 0;
   }
   for (int64_t p = blockIdx.x; p < problem.sets.pairs; p += gridDim.x) {

@@ -171,7 +171,7 @@ class PairOnChip {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kPairThreads)
+__global__ void __launch_bounds__(kPairThreads, 1)
     pair_join_kernel(SlotPairs<T> problem, int places, int64_t* keys, int32_t* codes, T* z, int32_t* counts) {
   SharedMemory shared;
   const int slots = static_cast<int>(problem.slots), thread = static_cast<int>(threadIdx.x), width = 2 * slots;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kPairThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kPairThreads)
+__global__ void __launch_bounds__(kPairThreads, 1)
     pair_positions_kernel(SlotPairs<T> problem, int places, int32_t* positions) {
   SharedMemory shared;
   const int slots = static_cast<int>(problem.slots);
@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(kPairThreads)
 
 /// A warp for each row: what its slots get from gradient [pairs, 2 slots, features], given for joined keys.
 template <class T, class G>
-__global__ void __launch_bounds__(kPairThreads)
+__global__ void __launch_bounds__(kPairThreads, 1)
     slot_gradients_kernel(SlotPairs<T> problem, const int32_t* positions, const G* gradient, T* dz) {
   using Sum = accumulate_t<T>;
   constexpr int kNumbers = 8;  // of a lane at a time: one walk for 256 numbers of a row

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "anabranch/temporal/node_groups_cpu.hpp"
+#include "anabranch/temporal/ordered_scatter_cpu.hpp"
 #include "anabranch/temporal/random_projections.hpp"
 
 namespace anabranch {
@@ -30,6 +30,12 @@ void random_projections_update_cpu(const RandomProjections<T>& problem) {
   for (int64_t level = problem.levels - 1; level >= 1; --level) {
     groups.parallel(dim, grain, [&](int64_t group) {
       const int64_t node = groups.node(group);
+      if (level == problem.levels - 1 && group + 2 < groups.size()) {  // the passes after this one find rows in a cache
+        const int64_t soon = groups.first(group + 2), row_bytes = problem.levels * dim * int64_t{sizeof(T)};
+        for (const int64_t end : {problem.node(soon), problem.other(soon)}) {
+          detail::prefetch_row(problem.row(end, 0), row_bytes);
+        }
+      }
       const Sum fade = Sum(problem.power(problem.fade_since(problem.last_time[node]), level));
       Sum sums[block];
       for (int64_t from = 0; from < dim; from += block) {

@@ -32,8 +32,7 @@ class LastNeighborLoader:
         size: events to keep for a node.
         device: of the state.
 
-    `recent` is the RecentNeighbors that holds the state: its `state_dict` and `load_state_dict` are the loader's, with
-    `cur_e_id`, the number of the next event.
+    `recent`, a RecentNeighbors, holds the lists, `cur_e_id` the number of the next event; save both.
     """
 
     def __init__(self, num_nodes: int, size: int, device: torch.device | str | None = None) -> None:

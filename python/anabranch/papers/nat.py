@@ -19,7 +19,7 @@ none: there is no gradient from one batch to another.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class NAT(nn.Module):
         time_size: int = 1,
         time_origin: int = 0,
         time_scale: float = 1.0,
-        activation: str = "relu",
+        activation: Literal["none", "relu"] = "relu",
         replace_probability: float = 0.7,
         seed: int = 0,
         dropout: float = 0.1,
@@ -85,7 +85,8 @@ class NAT(nn.Module):
         super().__init__()
         edge_size = 0 if edge_features is None else edge_features.shape[1]
         inputs = self_size + edge_size + time_size
-        self.activation, self.time_origin, self.time_scale = activation, time_origin, time_scale
+        self.activation: Literal["none", "relu"] = activation
+        self.time_origin, self.time_scale = time_origin, time_scale
         self.cache = NCache(num_nodes, slots, state_size, replace_probability=replace_probability, seed=seed)
         self.frequency = nn.Parameter(torch.logspace(0, -9, time_size) if time_size > 1 else torch.ones(time_size))
         self.phase = nn.Parameter(torch.zeros(time_size))
@@ -100,8 +101,9 @@ class NAT(nn.Module):
         self.readout = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
         nn.init.xavier_uniform_(self.key_map.weight)
         nn.init.zeros_(self.key_map.bias)
-        for layer in (self.readout[0], self.readout[2]):
-            nn.init.xavier_normal_(layer.weight)
+        for layer in self.readout:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
         codes = [1, *[2] * slots[0], *[4] * slots[1]]
         self.register_buffer("edge_features", edge_features, persistent=False)
         self.register_buffer("slot_codes", torch.tensor(codes, dtype=torch.int32), persistent=False)

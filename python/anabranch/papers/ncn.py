@@ -41,6 +41,7 @@ from anabranch.temporal import (
     row_set,
     row_set_sum,
 )
+from anabranch.temporal.row_intersect import RowSetMode
 
 
 class Graph(NamedTuple):
@@ -77,13 +78,12 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(layers))
 
     def forward(self, graph: Graph) -> Tensor:
-        scale = graph.row_offsets.diff().clamp_min(1).float().rsqrt()
-        values = scale[graph.rows()] * scale[graph.column_ids]
-        shape = (graph.num_nodes, graph.num_nodes)
-        matrix = torch.sparse_csr_tensor(graph.row_offsets, graph.column_ids, values, shape, check_invariants=False)
+        scale = graph.row_offsets.diff().clamp_min(1).float().rsqrt()[:, None]
+        nodes = torch.arange(graph.num_nodes, device=scale.device)
         x: Tensor = self.embedding
         for layer in self.layers:
-            x = x + layer(matrix @ x).relu()
+            # What a row has in common with itself is its neighbours.
+            x = x + layer(scale * row_set_sum(scale * x, *graph, nodes, nodes)).relu()
         return x
 
 
@@ -111,7 +111,7 @@ class NCN(nn.Module):
         self.read = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
-        shared = row_set_sum(x, *graph, left, right, "intersection")
+        shared = row_set_sum(x, *graph, left, right, exclude_pair=True)
         return self.score(x, shared, left, right)
 
     def score(self, x: Tensor, shared: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -129,7 +129,8 @@ class NCNC(NCN):
     """NCN on a graph that it first completes.
 
     Args:
-        scale, offset, alpha, pt: of p, see above.
+        scale, offset, alpha, pt: of p, see above. The defaults are ours, the best of six on a generated graph of 300
+            nodes with 30 and 50 % of its edges hidden; higher offsets complete less.
         train_samples, test_samples: how many nodes of each one-sided set are looked at.
     """
 
@@ -139,7 +140,7 @@ class NCNC(NCN):
         hidden: int = 64,
         *,
         scale: float = 1.0,
-        offset: float = 2.0,
+        offset: float = 0.0,
         alpha: float = 1.0,
         pt: float = 0.5,
         train_samples: int = 8,
@@ -151,11 +152,13 @@ class NCNC(NCN):
         self.calls = 0
 
     def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
-        shared = row_set_sum(x, *graph, left, right, "intersection")
+        shared = row_set_sum(x, *graph, left, right, exclude_pair=True)
         capacity = self.train_samples if self.training else self.test_samples
         self.calls += self.training  # other samples in every step; in tests always the same
-        for mode, other in (("left_difference", right), ("right_difference", left)):
-            ids, sizes = row_set(*graph, left, right, mode, capacity, self.calls if self.training else 0)
+        sides: tuple[tuple[RowSetMode, Tensor], ...] = (("left_difference", right), ("right_difference", left))
+        for mode, other in sides:
+            seed = self.calls if self.training else 0
+            ids, sizes = row_set(*graph, left, right, mode, capacity, seed, exclude_pair=True)
             weights = self.completion(x, graph, ids, other)
             weights = weights * (sizes / sizes.clamp(1, capacity))[:, None].to(weights.dtype)
             shared = shared + gather_sum(x, ids, weights)
@@ -205,16 +208,20 @@ def run(
     hidden_share: float,
     epochs: int,
     dim: int = 32,
-    batch: int = 1024,
     rate: float = 5e-3,
     seed: int = 0,
 ) -> dict[str, Metrics]:
-    """Hides a share of the edges, trains each model on the others, and ranks the hidden ones."""
+    """Hides a share of the edges, trains each model on the others, and ranks the hidden ones.
+
+    A step predicts a tenth of the edges that are seen, or 1024 of them, from the others: of many more the graph of a
+    step would be another than that of the test.
+    """
     draw = torch.Generator("cpu").manual_seed(seed)
     order = torch.randperm(len(src), generator=draw, device="cpu").to(src.device)
     num_hidden = max(1, int(hidden_share * len(src)))
     hidden, seen = order[:num_hidden], order[num_hidden:]
     train_src, train_dst, test_src, test_dst = src[seen], dst[seen], src[hidden], dst[hidden]
+    batch = min(1024, max(1, len(seen) // 10))
     graph = Graph(*csr_from_edges(train_src, train_dst, num_nodes))
     all_keys = (src * num_nodes + dst).sort().values
 

@@ -198,7 +198,8 @@ def run(
     streams = {kind: StreamContext(NodeFeatures(kind, split.train, dim, seed=seed), edges, k) for kind in kinds}
     probes = {kind: probe_features(stream, queries, split.train) for kind, stream in streams.items()}
     chosen, losses = select_features({kind: x for kind, (x, _) in probes.items()}, probes[kinds[0]][1])
-    contenders: dict[str, StreamContext] = {**streams, "no events": NoEvents(streams[chosen].features, edges, 1)}
+    contenders: dict[str, StreamContext] = dict(streams.items())
+    contenders["no events"] = NoEvents(streams[chosen].features, edges, 1)
     results: dict[str, tuple[float, float]] = {}
     rows = [["features", "probe loss", "all", "with new nodes", "AUC"]]
     for name, stream in contenders.items():

@@ -14,6 +14,7 @@ from anabranch.temporal.pair_encode import pair_encode
 from anabranch.temporal.pair_join import pair_join
 from anabranch.temporal.random_projections import RandomProjections
 from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
+from anabranch.temporal.row_intersect import csr_from_edges, gather_sum, row_set, row_set_sum
 from anabranch.temporal.running_mean import RunningMean, degree_encoding, masked_mean_sum
 from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments, coherence_loss
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
@@ -41,8 +42,10 @@ __all__ = [
     "TimeSplit",
     "average_precision",
     "coherence_loss",
+    "csr_from_edges",
     "degree_encoding",
     "events_at",
+    "gather_sum",
     "gru_weights",
     "hide_nodes",
     "hits_at",
@@ -57,6 +60,8 @@ __all__ = [
     "pair_join",
     "positive_ranks",
     "roc_auc",
+    "row_set",
+    "row_set_sum",
     "split_by_time",
     "unseen_nodes",
 ]

@@ -14,10 +14,10 @@ _OTHER, _TIME, _EVENT, _ROLE = range(4)
 
 
 class Mail(NamedTuple):
-    """Waiting events: `index` of the query each is for, the node at the other end (negative: none waits), `time`,
+    """Waiting events: the `query` each is for, the node at the other end (negative: none waits), `time`,
     `event_id`, `role` (0: the slot's node is the source, 1: the target), int64 `[m]` each, and `raw [m, F]`."""
 
-    index: Tensor
+    query: Tensor
     other: Tensor
     time: Tensor
     event_id: Tensor
@@ -55,8 +55,9 @@ class LastMailbox(WholeState):
 
     def read(self, slots: Tensor) -> Mail:
         """One place for each slot; where nothing waits, `other` is negative and the rest means nothing."""
-        index = torch.arange(slots.shape[0], device=slots.device)
-        return Mail(index, *self.words[slots].unbind(1), self.raw[slots])
+        other, time, event_id, role = self.words.index_select(0, slots).unbind(1)
+        query = torch.arange(slots.shape[0], device=slots.device)
+        return Mail(query, other, time, event_id, role, self.raw.index_select(0, slots))
 
     def clear(self, slots: Tensor) -> None:
         """Empties slots; negative ones are passed over."""
@@ -117,10 +118,11 @@ class LogMailbox(nn.Module):
         """All that waits, slot after slot."""
         begin, end = self.ranges[slots].unbind(1)
         counts = end - begin
-        index = torch.arange(slots.shape[0], device=slots.device).repeat_interleave(counts)
-        place = torch.arange(index.shape[0], device=slots.device)
-        place = place + (begin - (counts.cumsum(0) - counts))[index]
-        return Mail(index, *self.words[place, :4].unbind(1), self.raw[place])
+        query = torch.arange(slots.shape[0], device=slots.device).repeat_interleave(counts)
+        place = torch.arange(query.shape[0], device=slots.device)
+        place = place + (begin - (counts.cumsum(0) - counts))[query]
+        other, time, event_id, role = self.words.index_select(0, place)[:, :4].unbind(1)
+        return Mail(query, other, time, event_id, role, self.raw.index_select(0, place))
 
     def clear(self, slots: Tensor) -> None:
         """Empties slots; negative ones are passed over."""

@@ -103,7 +103,7 @@ class MemoryTable(EventMemory):
         """
         check_nodes("forward", self.num_nodes, self.memory, n_id=n_id)
         if not self.training:
-            return self.memory[n_id], self.last_update[n_id]
+            return self.memory.index_select(0, n_id), self.last_update[n_id]
         update = self.update_rows(n_id)
         return update.tables[0], update.last_update
 
@@ -138,7 +138,7 @@ class MemoryTable(EventMemory):
         self.take(nodes, slots, words, raw_msg.detach())
 
     def update_rows(self, nodes: Tensor) -> Update:
-        previous, since = self.memory[nodes], self.last_update[nodes]
+        previous, since = self.memory.index_select(0, nodes), self.last_update[nodes]
         aggregate, newest, has = self._last(nodes, previous) if self._only_last else self._all(nodes, previous)
         measured = self.gru(aggregate, previous)
         memory = measured
@@ -179,7 +179,7 @@ class MemoryTable(EventMemory):
         mail = self.mailbox.read(nodes)
         has = mail.other >= 0
         t_enc = self.time_encoding(self.time_enc, mail.time, self.last_update[nodes], previous.dtype)
-        parts = previous, self.memory[mail.other.clamp_min(0)], mail.raw, t_enc
+        parts = previous, self.memory.index_select(0, mail.other.clamp_min(0)), mail.raw, t_enc
         message = self.msg_s_module(*parts)
         if any(True for _ in self.msg_d_module.parameters()):  # without parameters the two are one function
             message = torch.where(mail.role[:, None] == 1, self.msg_d_module(*parts), message)
@@ -190,10 +190,10 @@ class MemoryTable(EventMemory):
         messages, indices, times = [], [], []
         for role, module in enumerate((self.msg_s_module, self.msg_d_module)):
             mail = self.mailbox.read(2 * nodes + role)
-            own = nodes[mail.index]
+            own = nodes[mail.query]
             t_enc = self.time_encoding(self.time_enc, mail.time, self.last_update[own], previous.dtype)
-            messages.append(module(self.memory[own], self.memory[mail.other], mail.raw, t_enc))
-            indices.append(mail.index)
+            messages.append(module(*(self.memory.index_select(0, ids) for ids in (own, mail.other)), mail.raw, t_enc))
+            indices.append(mail.query)
             times.append(mail.time)
         index, time = torch.cat(indices), torch.cat(times)
         aggregate = self.aggr_module(torch.cat(messages), index, time, nodes.shape[0])

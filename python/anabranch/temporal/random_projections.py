@@ -90,7 +90,7 @@ class RandomProjections(WholeState):
         age = (self.now - self.last_time[nodes]).clamp_min(0)  # of a node without events anything: its levels are 0
         level = torch.arange(self.num_levels + 1, device=nodes.device)
         fade = torch.exp(-self.decay * age.double())[:, None] ** level
-        return self.table[nodes] * fade[:, :, None].to(self.table.dtype)
+        return self.table.index_select(0, nodes) * fade[:, :, None].to(self.table.dtype)
 
     def pair_features(self, u: Tensor, v: Tensor) -> Tensor:
         """`log(1 + relu(F F^T))` of the rows F of both nodes, u's levels first: what a link's score is read from.

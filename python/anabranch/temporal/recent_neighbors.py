@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anabranch.core.arguments import call_as, check_same_device
+from anabranch.core.arguments import call_as, check_same_device, dtype_name
 from anabranch.core.library import ops
 
 _DIRECTIONS = {"both": 0, "out": 1, "in": 2}
@@ -27,6 +27,11 @@ class RecentEvents(NamedTuple):
 def _row_words(capacity: int) -> int:
     """As include/anabranch/temporal/recent_neighbors.hpp has it: three arrays and a count, in whole lines."""
     return (3 * capacity + 1 + 7) // 8 * 8
+
+
+def _described(tensor: Tensor) -> str:
+    values = f" {tensor.tolist()}" if tensor.numel() <= 2 and tensor.device.type != "meta" else ""
+    return f"{dtype_name(tensor.dtype)}{values} of shape {tuple(tensor.shape)}"
 
 
 class RecentNeighbors(nn.Module):
@@ -51,6 +56,7 @@ class RecentNeighbors(nn.Module):
             events of the node. 256 bytes a node for k = 10.
         latest: int64 `[1]`: the newest time so far.
         num_events: int64 `[1]`: how many events were inserted.
+        layout: int64 `[2]`: k and the slots of a row, so that a saved state is not taken for another.
 
     Results and state are the same bit for bit for every number of threads, and on the CPU and a GPU. No call waits for
     a GPU. Nothing here is differentiable. On a GPU values are not checked: an event with a node out of range is
@@ -60,6 +66,7 @@ class RecentNeighbors(nn.Module):
     rows: Tensor
     latest: Tensor
     num_events: Tensor
+    layout: Tensor
 
     def __init__(
         self,
@@ -92,6 +99,7 @@ class RecentNeighbors(nn.Module):
         )
         self.register_buffer("latest", torch.empty(1, dtype=torch.int64, device=device))
         self.register_buffer("num_events", torch.empty(1, dtype=torch.int64, device=device))
+        self.register_buffer("layout", torch.tensor([k, self._capacity], device=device))
         self.reset()
 
     @property
@@ -260,10 +268,15 @@ class RecentNeighbors(nn.Module):
         # All or nothing: torch would load the counters beside rows that it refuses.
         for name, own in self._buffers.items():
             given = state_dict.get(prefix + name)
-            if own is not None and given is not None and (given.shape != own.shape or given.dtype != own.dtype):
+            if own is None or given is None:
+                continue
+            fits = given.shape == own.shape and given.dtype == own.dtype
+            if fits and name == "layout" and "meta" not in (given.device.type, own.device.type):
+                fits = given.tolist() == own.tolist()
+            if not fits:
                 error_msgs.append(
-                    f"{prefix}{name} is {given.dtype} of shape {tuple(given.shape)}, must be {own.dtype} of shape "
-                    f"{tuple(own.shape)}; make the module with the num_nodes, k and causal of the saved one."
+                    f"{prefix}{name} is {_described(given)}, must be {_described(own)}; make the module with the "
+                    "num_nodes, k and causal of the saved one."
                 )
                 return
         super()._load_from_state_dict(

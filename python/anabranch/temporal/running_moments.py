@@ -67,7 +67,7 @@ class RunningMoments(WholeState):
     def variance(self, nodes: Tensor) -> Tensor:
         """`[n, dim]`: the variance of the increments of nodes int64 `[n]`, not below 0; 0 for one without any."""
         check_nodes("variance", self.num_nodes, self.sums, nodes=nodes)
-        mean, square = (self.sums[nodes] / self.count[nodes].clamp_min(1)).split(self.dim, 1)
+        mean, square = (self.sums.index_select(0, nodes) / self.count[nodes].clamp_min(1)).split(self.dim, 1)
         return (square - mean * mean).clamp_min(0)
 
     def predict(self, nodes: Tensor, previous: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ _FRIEND, _ENEMY = 0, 1
 
 
 class SignedMemory(EventMemory):
-    """Two vectors for every node, written as balance theory has it (SEMBA, arXiv 2206.06084).
+    """Two vectors for every node, written as balance theory has it (SEMBA, arXiv 2207.03408).
 
     The positive memory hears a friend's positive one and an enemy's negative one (the enemy of my enemy); the negative
     memory hears a friend's negative one and an enemy's positive one. Every event so gives each of its nodes a message
@@ -94,9 +94,10 @@ class SignedMemory(EventMemory):
         """
         check_nodes("forward", self.num_nodes, self.positive, n_id=n_id)
         if not self.training:
-            return self.positive[n_id], self.negative[n_id], self.last_update[n_id]
+            return self.positive.index_select(0, n_id), self.negative.index_select(0, n_id), self.last_update[n_id]
         update = self.update_rows(n_id)
-        return *update.tables, update.last_update
+        positive, negative = update.tables
+        return positive, negative, update.last_update
 
     def update_state(
         self,
@@ -140,7 +141,7 @@ class SignedMemory(EventMemory):
         return self.positive, self.negative
 
     def update_rows(self, nodes: Tensor) -> Update:
-        own = self.positive[nodes], self.negative[nodes]
+        own = self.positive.index_select(0, nodes), self.negative.index_select(0, nodes)
         aggregates, newest, has, reached = self._last(nodes) if self.aggregator == "last" else self._all(nodes)
         since = self.last_update[nodes]
         tables = []
@@ -169,10 +170,14 @@ class SignedMemory(EventMemory):
         friend, enemy = by_sign
         later = (enemy.time > friend.time) | ((enemy.time == friend.time) & (enemy.event_id >= friend.event_id))
         hostile = (enemy.other >= 0) & ((friend.other < 0) | later)
-        mail = Mail(*(torch.where(hostile if a.dim() == 1 else hostile[:, None], b, a) for a, b in zip(*by_sign)))
+        chosen = (hostile, hostile, hostile, hostile, hostile, hostile[:, None])
+        mail = Mail(*(torch.where(c, b, a) for c, a, b in zip(chosen, friend, enemy, strict=True)))
         has = mail.other >= 0
-        mine, other = (self.positive[nodes], self.negative[nodes]), mail.other.clamp_min(0)
-        theirs = self.positive[other], self.negative[other]
+        mine, other = (
+            (self.positive.index_select(0, nodes), self.negative.index_select(0, nodes)),
+            mail.other.clamp_min(0),
+        )
+        theirs = self.positive.index_select(0, other), self.negative.index_select(0, other)
         heard = (torch.where(hostile[:, None], theirs[1], theirs[0]), torch.where(hostile[:, None], *theirs))
         positive = self._message(nodes, mail, mine[0], heard[0])
         reached = has, has
@@ -180,7 +185,7 @@ class SignedMemory(EventMemory):
             negative = self._message(nodes, mail, mine[1], heard[1])
         else:
             enemies = enemy.other.clamp_min(0)
-            both = (self.negative[enemies] + self.positive[enemies]) / 2
+            both = (self.negative.index_select(0, enemies) + self.positive.index_select(0, enemies)) / 2
             negative = self._message(nodes, enemy, mine[1], both)
             reached = has, enemy.other >= 0
         zero = torch.zeros((), dtype=positive.dtype, device=positive.device)
@@ -202,12 +207,14 @@ class SignedMemory(EventMemory):
             messages, indices = [], []
             for sign, table in sources:
                 mail = by_sign[sign]
-                at = nodes[mail.index]
-                messages.append(self._message(at, mail, tables[own][at], tables[table][mail.other]))
-                indices.append(mail.index)
+                at = nodes[mail.query]
+                messages.append(
+                    self._message(at, mail, tables[own].index_select(0, at), tables[table].index_select(0, mail.other))
+                )
+                indices.append(mail.query)
             index = torch.cat(indices)
             aggregates.append(self.mean(torch.cat(messages), index, index, nodes.shape[0]))
             reached.append(newest_of(index, index, nodes.shape[0])[1])
-        index, time = (torch.cat([getattr(mail, name) for mail in by_sign]) for name in ("index", "time"))
+        index, time = (torch.cat([getattr(mail, name) for mail in by_sign]) for name in ("query", "time"))
         newest, has = newest_of(index, time, nodes.shape[0])
         return (aggregates[0], aggregates[1]), newest, has, (reached[0], reached[1])

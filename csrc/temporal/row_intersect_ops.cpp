@@ -1,0 +1,71 @@
+// Sets of two rows of a graph in torch: schemas and CPU kernels.
+#include "anabranch/temporal/row_intersect_cpu.hpp"
+#include "temporal/row_intersect_checks.hpp"
+
+namespace anabranch {
+namespace {
+
+Tensor row_set_sum(const Tensor& x_in, const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
+                   const Tensor& right, int64_t mode, bool exclude_pair) {
+  constexpr const char* op = "row_set_sum";
+  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
+  in.check_rows(op, "x", x_in, in.nodes(), "node");
+  in.make_contiguous();
+  in.check_values(op);
+  const Tensor x = as_contiguous(x_in), out = empty_on(x, {in.pairs(), x.size(1)}, x.scalar_type());
+  dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
+    row_set_sum_cpu(in.problem(), data<T>(x), x.size(1), mutable_data<T>(out));
+  });
+  return out;
+}
+
+Tensor row_set_sum_backward(const Tensor& dout_in, const Tensor& row_offsets, const Tensor& column_ids,
+                            const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair) {
+  constexpr const char* op = "row_set_sum_backward";
+  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
+  in.check_rows(op, "dout", dout_in, in.pairs(), "pair");
+  in.make_contiguous();
+  in.check_values(op);
+  const Tensor dout = as_contiguous(dout_in);
+  const Tensor dx = empty_on(dout, {in.nodes(), dout.size(1)}, dout.scalar_type());
+  dispatch_floating(dout.scalar_type(), [&]<class T>(Type<T>) {
+    row_set_sum_backward_cpu(in.problem(), data<T>(dout), dout.size(1), mutable_data<T>(dx));
+  });
+  return dx;
+}
+
+std::tuple<Tensor, Tensor> row_set(const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
+                                   const Tensor& right, int64_t mode, bool exclude_pair, int64_t capacity,
+                                   int64_t seed) {
+  constexpr const char* op = "row_set";
+  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
+  check_capacity_of_sets(op, capacity);
+  in.make_contiguous();
+  in.check_values(op);
+  const Tensor ids = empty_on(in.left, {in.pairs(), capacity}, ScalarType::Long);
+  const Tensor sizes = empty_on(in.left, {in.pairs()}, ScalarType::Long);
+  row_set_cpu(in.problem(), capacity, seed, mutable_data<int64_t>(ids), mutable_data<int64_t>(sizes));
+  return {ids, sizes};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(anabranch, m) {
+  m.def(
+      "row_set_sum(Tensor x, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, bool "
+      "exclude_pair) -> Tensor");
+  m.def(
+      "row_set_sum_backward(Tensor dout, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, "
+      "bool exclude_pair) -> Tensor");
+  m.def(
+      "row_set(Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, bool exclude_pair, SymInt "
+      "capacity, int seed) -> (Tensor ids, Tensor sizes)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(anabranch, CPU, m) {
+  m.impl("row_set_sum", TORCH_BOX(&row_set_sum));
+  m.impl("row_set_sum_backward", TORCH_BOX(&row_set_sum_backward));
+  m.impl("row_set", TORCH_BOX(&row_set));
+}
+
+}  // namespace anabranch

@@ -25,13 +25,13 @@ from anabranch.cli.temporal_stream import generated_stream
 from anabranch.core.library import ops
 from anabranch.integrations import pyg
 from anabranch.papers.nat import NAT
-from anabranch.temporal import EdgeList, RecentNeighbors, pair_join
+from anabranch.temporal import EdgeList, RecentNeighbors, csr_from_edges, pair_join, row_set_sum
 
 pytestmark = pytest.mark.cpu
 CPU = torch.device("cpu")
 NAMES = [
     *("ring 2k nodes", "ring 0.3k nodes", "NAT generated", "NAT generated, 100 zeros"),
-    *("pair_join", "pair_encode", "pair_encode +backward", "NCache.update", "memory step"),
+    *("pair_join", "pair_encode", "pair_encode +backward", "row_set_sum", "NCache.update", "memory step"),
 ]
 
 
@@ -56,7 +56,7 @@ def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     assert [row["workload"] for row in record["rows"]] == NAMES
     for row in record["rows"]:
         assert (row["dtype"], row["ours"], row["threads"], row["tokens"]) == ("float32", "temporal", 1, 50)
-        peer = {"r": {"ring", "ring C++"}, "m": set()}.get(row["workload"][0], {"torch"})
+        peer = {"ring": {"ring", "ring C++"}, "memo": set()}.get(row["workload"][:4], {"torch"})
         assert row["medians_ms"].keys() == {"temporal"} | peer
         assert min(row["medians_ms"].values()) > 0
         assert (row["limit_ms"] > 0) == ("ring" not in row["workload"])  # so few nodes lie in the caches
@@ -159,6 +159,14 @@ def test_the_composed_join_is_pair_join(num_keys: int | None) -> None:
         assert torch.equal(found.keys[mine], wanted_keys[pair][order])
         assert torch.equal(found.codes[mine], wanted_codes[pair][order].long())
         torch.testing.assert_close(found.z[mine], wanted_z[pair][order])
+
+
+def test_common_neighbors_are_those_of_row_set_sum() -> None:
+    offsets, columns = csr_from_edges(*torch.randint(12, (2, 30)), 13)  # the last node has none
+    edges = torch.repeat_interleave(offsets.diff()) * 13 + columns
+    x, (left, right) = torch.randn(13, 4), torch.randint(13, (2, 40))
+    found = peers.common_neighbor_sum(x, offsets, columns, edges, left, right)
+    torch.testing.assert_close(found, row_set_sum(x, offsets, columns, left, right))
 
 
 def test_the_composed_nat_is_nat() -> None:

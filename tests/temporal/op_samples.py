@@ -9,7 +9,6 @@ import torch
 
 from anabranch.cli.peers_temporal import PlainRing
 from anabranch.temporal import RecentNeighbors
-import anabranch.temporal  # noqa: F401  (registers the fakes and gradients)
 
 ops = torch.ops.anabranch
 

@@ -78,6 +78,7 @@ class Temporal:
             yield from self._steps.workloads(tokens)
         elif mode == "pairs":
             yield from self._parts.pairs(tokens)
+            yield self._parts.row_sets(tokens)
         elif mode == "cache":
             yield self._parts.cache_update(tokens)
         else:

@@ -42,7 +42,8 @@ class Room:
         both_dtypes: modes that measure float32 too on a CPU, where nothing else is asked for.
         peers: contenders in the picture beside ours.
         with_gradients: modes that need them. On a CPU freed memory is kept while they are measured.
-        memory_kept: keep it in all modes: outputs as large as the inputs are most of what these do.
+        memory_kept: keep it in all modes: outputs as large as the inputs are most of what these do. Calls of some
+            microseconds are better without: glibc then searches longer for each small result.
         float_modes: modes that are float32 whatever is asked for.
         float_peak: whether workloads have arithmetic in float32 beside that of their dtype.
         dtype: the one dtype of all modes, whatever is asked for; None where there is a choice.
@@ -208,7 +209,6 @@ ROOMS = {
         (),
         ("ring", "ring C++", "torch", "dim=0", "PyG"),
         ("nat", "pairs", "memory"),
-        memory_kept=True,
         dtype="float32",
         lines=True,
         one_thread=("ring", "nat", "cache", "memory"),

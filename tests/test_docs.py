@@ -43,3 +43,10 @@ def test_the_example_of_index_runs() -> None:
     assert len(names["seen"]) == len(names["snapshot"])
     assert names["restored"].find(names["keys"])[1].all()
     assert names["some_keys"].equal(names["some_keys"].sort().values)
+
+
+@needs_docs
+def test_the_example_of_edge_streams_runs() -> None:
+    names = run_first_example("edge_streams.md")
+    assert names["wrong"].shape[1] == 5 and len(names["edges"]) == 200
+    assert sum(len(names[part]) for part in ("train", "validation", "test")) == 200

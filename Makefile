@@ -34,6 +34,7 @@ bench: build
 	$(PY) -m anabranch bench skip
 	$(PY) -m anabranch bench mixers
 	$(PY) -m anabranch bench index
+	$(PY) -m anabranch bench temporal
 
 # The C++ tests link the kernels that were just built; `make cpp-test` alone builds its own.
 test: build

@@ -29,6 +29,7 @@ _MARKS = {
     "BTrees": ("line", "#1b3f66"),
     "dict": ("circle", "#2e8b57"),
     "ring": ("square", "#b5403a"),
+    "ring C++": ("circle", "#2e8b57"),
     "dim=0": ("line", "#1b3f66"),
     "PyG": ("diamond", "#7a4fb5"),
 }

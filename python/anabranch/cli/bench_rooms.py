@@ -16,7 +16,7 @@ from anabranch.cli.bench_index_rows import measure_rates
 from anabranch.cli.bench_mixers import Mixers, MixersShape
 from anabranch.cli.bench_rows import Row, Workload, measure
 from anabranch.cli.bench_skip import Skip, SkipShape
-from anabranch.cli.bench_temporal import Temporal, TemporalShape
+from anabranch.cli.bench_temporal import Temporal, TemporalShape, measure_warm
 from anabranch.cli.bench_temporal_bars import temporal_bars
 
 _Tokens = dict[str, list[int]]
@@ -206,15 +206,14 @@ ROOMS = {
             "quick": {mode: [100] for mode in _TEMPORAL_BATCHES},
         },
         (),
-        ("ring", "torch", "dim=0", "PyG"),
+        ("ring", "ring C++", "torch", "dim=0", "PyG"),
         ("nat", "pairs", "memory"),
         memory_kept=True,
         dtype="float32",
         lines=True,
         one_thread=("ring", "nat", "cache", "memory"),
-        measure=measure_rates,
+        measure=measure_warm,
         bars=temporal_bars,
-        repeats=3,
         quick_repeats=1,
         unit="events or pairs",
     ),

@@ -1,8 +1,8 @@
 """The workloads of `python -m anabranch bench temporal`: recent neighbours, NAT's step and its parts, memories.
 
-Contenders time themselves and give rates (`bench_index_rows.py`). The least that a ring's edge takes is to fetch the
-lines of its three rows from random places, or to move those rows and what was found. Elsewhere it is the arithmetic, or
-every byte moved once. A ring of few nodes lies in the caches, where neither is a limit, and has none.
+Contenders time themselves and give rates (`bench_index_rows.py`), after a round to warm up. The least that they take is
+their arithmetic, or to move every byte once; an edge of a ring also fetches three rows from random places, as many as
+random lines at best. A ring of few nodes lies in the caches, where none of this is a limit, and has none.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from anabranch.cli import peers_temporal as peers
-from anabranch.cli.bench_index_rows import Rate, timed
-from anabranch.cli.bench_rows import Contenders, CpuStopwatch, CudaStopwatch, Workload
+from anabranch.cli.bench_index_rows import IndexRow, Rate, measure_rates, timed
+from anabranch.cli.bench_rows import Contenders, CpuStopwatch, CudaStopwatch, Stopwatch, Workload
 from anabranch.cli.bench_temporal_nat import NatSteps
 from anabranch.cli.bench_temporal_parts import Parts
+from anabranch.cli.machine import Limits
 from anabranch.cli.peers_temporal import Edges
 from anabranch.cli.temporal_stream import generated_stream
 from anabranch.temporal import EdgeList, load_edges
@@ -77,10 +78,20 @@ class Temporal:
             yield from self._steps.workloads(tokens)
         elif mode == "pairs":
             yield from self._parts.pairs(tokens)
+            yield self._parts.row_sets(tokens)
         elif mode == "cache":
             yield self._parts.cache_update(tokens)
         else:
             yield self._parts.memory(tokens)
+
+
+def measure_warm(
+    workload: Workload, dtype: str, threads: int, limits: Limits, stopwatch: Stopwatch, repeats: int
+) -> IndexRow:
+    """`measure_rates` after a round that does not count: the first results of a size are made of fresh pages."""
+    for contender in workload.contenders.values():
+        contender()
+    return measure_rates(workload, dtype, threads, limits, stopwatch, repeats)
 
 
 def uci_file() -> Path:
@@ -112,6 +123,7 @@ class Rings:
         }
         if device.type == "cpu":
             self._structures["ring"] = peers.PlainRing(nodes, k)
+            self._structures["ring C++"] = peers.PlainRing(nodes, k, called=False)
         if peers.has_pyg():
             self._structures["PyG"] = peers.PygLoader(nodes, k, device)
         for name, structure in self._structures.items():
@@ -120,7 +132,7 @@ class Rings:
     def workload(self, batch: int) -> Workload:
         contenders: Contenders = {name: self._contender(name, batch) for name in self._structures}
         row = 8 * (3 * self.k + 1 + 7) // 64 * 64
-        lines, nbytes = (3 * row // 64, 5 * row + 3 * 24 * self.k) if self.nodes >= FEW else (0, 0)
+        lines, nbytes = (3, 5 * row + 3 * 24 * self.k) if self.nodes >= FEW else (0, 0)
         named = f"ring {self.nodes // 10**6}M nodes" if self.nodes % 10**6 == 0 else f"ring {self.nodes / 1e3:g}k nodes"
         return Workload(named, batch, batch, contenders, 0, nbytes, lines=lines)
 

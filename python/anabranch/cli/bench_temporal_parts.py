@@ -1,4 +1,5 @@
-"""What NAT and TGN are made of, for `bench temporal`: joined pairs of nodes, writes to the cache, memories."""
+"""What NAT and TGN are made of, for `bench temporal`: joined pairs of nodes, writes to the cache, memories,
+common neighbours."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from anabranch.cli.bench_index_rows import Rate, timed
 from anabranch.cli.bench_rows import Contenders, Stopwatch, Workload
 from anabranch.cli.bench_temporal_nat import NatSteps
 from anabranch.cli.peers_nat import ComposedCache, encode, join
-from anabranch.temporal import EdgeList, MemoryTable, NCache, pair_encode, pair_join
+from anabranch.temporal import EdgeList, MemoryTable, NCache, csr_from_edges, pair_encode, pair_join, row_set_sum
 
 _HOPS = (32, 16)
 _STATE, _HIDDEN = 4, 100
@@ -68,6 +69,22 @@ class Parts:
         }
         # Backward: the products of both sides, and the features again where relu is; the gradient of z is written.
         yield self._cold("pair_encode +backward", pairs, both, 3 * flops, 2 * read + 2 * slots * 4 * _STATE)
+
+    def row_sets(self, pairs: int) -> Workload:
+        """NCN's sum over the common neighbours of the ends of the stream's events, in the graph of all of them."""
+        events = self.steps.edges
+        row_offsets, column_ids = csr_from_edges(events.src, events.dst, events.num_nodes)
+        rows = torch.repeat_interleave(row_offsets.diff())
+        edges = rows * events.num_nodes + column_ids
+        x = torch.randn(events.num_nodes, _HIDDEN, device=self.device)
+        chosen = torch.arange(pairs, device=self.device) * 7 % len(events)
+        left, right = events.src[chosen], events.dst[chosen]
+        contenders: Contenders = {
+            "temporal": lambda: row_set_sum(x, row_offsets, column_ids, left, right),
+            "torch": lambda: peers.common_neighbor_sum(x, row_offsets, column_ids, edges, left, right),
+        }
+        read = row_offsets.nbytes + column_ids.nbytes + x.nbytes  # all pairs together, each byte once
+        return self._cold("row_set_sum", pairs, contenders, 0, round(read / pairs) + 4 * _HIDDEN)
 
     def cache_update(self, batch: int) -> Workload:
         """NCache.update with the rows of the stream's next events; they are read before."""

@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         help="default: several numbers for each mode; of index: keys; of temporal: events or pairs of a batch",
     )
     bench.add_argument("--threads", nargs="+", type=int, help="default: one, then all; on a GPU as torch has them")
-    bench.add_argument("--repeats", type=int, help="default 5; of index and temporal 3, with --quick 1")
+    bench.add_argument("--repeats", type=int, help="default 5; of index 3; with --quick 1 of index and temporal")
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     bench.add_argument("--quick", action="store_true", help="a small shape, in seconds")
     bench.add_argument("--without", nargs="+", default=[], help="contenders to leave out, like compiled of mixers")

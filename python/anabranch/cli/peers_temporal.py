@@ -1,4 +1,5 @@
-"""What the temporal room is compared with: a plain sequential ring, and PyTorch Geometric where it is installed."""
+"""What the temporal room is compared with: a plain sequential ring, torch's search for common neighbours, and PyTorch
+Geometric where it is installed."""
 
 from __future__ import annotations
 
@@ -48,10 +49,15 @@ class Ours:
 
 
 class PlainRing:
-    """The loop of include/anabranch/temporal/plain_ring.hpp, one thread of C++: records of 16 bytes (ids of 32 bits),
-    batches without Python between them, all lookups written to one place."""
+    """The loop of include/anabranch/temporal/plain_ring.hpp on one thread; records of 16 bytes, ids of 32 bits.
 
-    def __init__(self, num_nodes: int, k: int) -> None:
+    Args:
+        called: a batch is one call with results of its own, as it is for `Ours`. Otherwise all batches are one call,
+            in C++, and their results overwrite each other.
+    """
+
+    def __init__(self, num_nodes: int, k: int, called: bool = True) -> None:
+        self.called = called
         self.records = torch.empty(num_nodes, k, 2, dtype=torch.int64, device="cpu")
         self.oldest = torch.empty(num_nodes, dtype=torch.int32, device="cpu")
         self.num_events = 0
@@ -67,7 +73,13 @@ class PlainRing:
         return found
 
     def prepared(self, edges: Edges, batch: int) -> Callable[[], object]:
-        return lambda: self.run(edges, batch)
+        batches = edges.batches(batch) if self.called else [edges]
+
+        def run() -> None:
+            for part in batches:
+                self.run(part, batch)
+
+        return run
 
 
 class PygLoader:
@@ -112,6 +124,26 @@ def pyg_memory(num_nodes: int, raw_size: int, memory_size: int, time_size: int) 
     message = tgn.IdentityMessage(raw_size, memory_size, time_size)
     memory: nn.Module = tgn.TGNMemory(num_nodes, raw_size, memory_size, time_size, message, tgn.LastAggregator())
     return memory
+
+
+def common_neighbor_sum(
+    x: Tensor, row_offsets: Tensor, column_ids: Tensor, edges: Tensor, left: Tensor, right: Tensor
+) -> Tensor:
+    """What `row_set_sum` gives, by torch: each neighbour of one node is searched for among the edges of the other.
+
+    Args:
+        edges: int64, `row * N + column` of every entry of the graph, ascending.
+    """
+    num_nodes, degree = len(row_offsets) - 1, row_offsets.diff()
+    shorter = degree[left] <= degree[right]
+    left, right = torch.where(shorter, left, right), torch.where(shorter, right, left)
+    lengths = degree[left]
+    pair = torch.repeat_interleave(lengths)
+    place = torch.arange(len(pair), device=x.device) + (row_offsets[left] - lengths.cumsum(0) + lengths)[pair]
+    nodes = column_ids[place]
+    wanted = right[pair] * num_nodes + nodes
+    there = edges[torch.searchsorted(edges, wanted).clamp_(max=len(edges) - 1)] == wanted
+    return x.new_zeros(len(left), x.shape[1]).index_add_(0, pair[there], x[nodes[there]])
 
 
 @torch.library.register_fake("anabranch::plain_ring_clear")

@@ -12,8 +12,9 @@ import sys
 import torch
 
 import anabranch
-from anabranch import plan
+from anabranch import plan, temporal
 from anabranch.experts import expert_ffn, grouped_mm
+from anabranch.index import BSkipListModule
 from anabranch.mixers import (
     Cayley,
     LinearGates,
@@ -78,11 +79,12 @@ def results(inputs: dict[str, torch.Tensor], device: str) -> dict[str, torch.Ten
         "lowrank_residual": lowrank_residual(x.view(EXPERTS, -1, x.shape[1]), *small, activation="silu", norm=norm),
     }  # fmt: skip
     out |= mixed(x.view(TOKENS // 4, 4, -1), on["mix"], on["mix_bias"])
+    out |= streamed(x, indices, on["mix"], on["mix_bias"])
     for reduction in ("sum", "mean", "max", "min"):
         out[f"segment_reduce, {reduction}"] = plan.segment_reduce(rows, routed, reduction)
     gradients = torch.autograd.grad(sum(tensor.square().mean() for tensor in out.values()), learns)
     out |= {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
-    out |= {"from_mask": mask.item_ids, "from_pairs": pairs.item_ids}
+    out |= {"from_mask": mask.item_ids, "from_pairs": pairs.item_ids} | indexed(indices)
     with torch.no_grad():
         out["expert_ffn, inference"] = expert_ffn(x, gate_up, down, routed)
         out["gated_ffn, inference"], out["cosine"] = gated_ffn(x, keep, *ffn, norm=norm, return_cosine=True)
@@ -110,6 +112,51 @@ def mixed(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> dict[str
         "sinkhorn, shipped": sinkhorn(square, 20, order="rows_first", eps=1e-6),
         "permutation_mixture": permutation_mixture(bias[:24]),
         "gated_mean": gated_mean(x, x.flip(0)),
+    }
+
+
+def streamed(x: torch.Tensor, ends: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A stream of events between the first nodes, and what caches of it give; differentiable results alone."""
+    (src, dst), device = ends.t().contiguous(), x.device
+    time = torch.arange(TOKENS, device=device) // 3
+    cache = temporal.NCache(EXPERTS + 1, (4, 2), 2, dtype=x.dtype, device=device)
+    gru = temporal.GruWeights(weight[:6, :6], bias[:6], weight[6:12, :2], bias[6:12])
+    tables = x[: EXPERTS + 1, :3], x[:, 3:5], bias[:1], bias[1:2]
+    for part in (slice(0, 40), slice(40, TOKENS)):
+        rows = cache.read_updated(torch.cat([src[part], dst[part]]), *tables, gru)
+        cache.update(src[part], dst[part], time[part], torch.arange(TOKENS, device=device)[part], rows)
+    codes = torch.tensor([1, 2, 2, 2, 2, 4, 4], dtype=torch.int32, device=device)
+    rows = cache.read_updated(torch.arange(EXPERTS + 1, device=device), *tables, gru)
+    encoded = temporal.pair_encode(rows.keys, rows.z, codes, src, dst, x[:4, :2], x[:64, :4], "relu")
+    graph = temporal.csr_from_edges(src, dst, EXPERTS + 1)
+    return {
+        "ncache_read": rows.z,
+        "pair_encode": encoded,
+        "pair_encode, linear": temporal.pair_encode(rows.keys, rows.z, codes, src, dst, x[:4, :2], x[:64, :4]),
+        "pair_join": temporal.pair_join(rows.keys, rows.z, codes, src, dst)[2],
+        "row_set_sum": temporal.row_set_sum(x[: EXPERTS + 1], *graph, src, dst),
+    }
+
+
+def indexed(ends: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Integers alone: recent events, ordered scatters, and the index."""
+    (src, dst), device = ends.t().contiguous(), ends.device
+    time, ids = torch.arange(TOKENS, device=device) // 3, torch.arange(TOKENS, device=device)
+    recent = temporal.RecentNeighbors(EXPERTS + 1, 4, causal=True, device=device)
+    seen = recent.lookup_and_insert(src, dst, time, ends)
+    counts = temporal.ordered_scatter_add_(
+        torch.zeros(EXPERTS + 1, 1, dtype=torch.int64, device=device), src, ends[:, 1:]
+    )
+    index = BSkipListModule(4 * TOKENS).to(device)
+    index.insert(7 * ids % 64, ids)
+    index.erase(src)
+    return {
+        "lookup_and_insert": seen.event_ids,
+        "lookup": recent.lookup(ids[: EXPERTS + 1]).neighbors,
+        "ordered_scatter_add": counts,
+        "latest_of_node": temporal.latest_of_node(src, time, ids),
+        "bskiplist_find": index.find(ids)[0],
+        "bskiplist_lower_bound": index.lower_bound(ids)[0],
     }
 
 

@@ -55,3 +55,9 @@ def test_the_example_of_temporal_runs() -> None:
     assert int(names["last"].event_ids.max()) < len(names["train"])
     assert all(parameter.grad is not None for parameter in names["model"].parameters())
     assert (names["model"].cache.occupancy() > 0).all()
+
+
+def test_the_example_of_edge_streams_runs() -> None:
+    names = run_first_example("edge_streams.md")
+    assert names["wrong"].shape[1] == 5 and len(names["edges"]) == 200
+    assert sum(len(names[part]) for part in ("train", "validation", "test")) == 200

@@ -4,6 +4,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <algorithm>
+#include <ostream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -12,6 +13,14 @@
 #include "torch.hpp"
 
 namespace anabranch {
+
+/// shape_string of a tensor, made only where a message is: a batch has ten such checks and ten microseconds.
+struct ShapeInMessage {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& out, const ShapeInMessage& shape) {
+    return out << shape_string(shape.tensor);
+  }
+};
 
 struct RecentArguments {
   const char* op;
@@ -25,7 +34,7 @@ struct RecentArguments {
           "; give the slots of a row");
     check_dtype(op, "rows", rows, ScalarType::Long);
     check_dim(op, "rows", rows, 2);
-    check(rows.size(1) == RecentRows::words_for(capacity), op, ": rows has shape ", shape_string(rows),
+    check(rows.size(1) == RecentRows::words_for(capacity), op, ": rows has shape ", ShapeInMessage{rows},
           ", must be (num_nodes, ", RecentRows::words_for(capacity), ") for ", capacity,
           " slots; pass the rows that were made for it");
     check(rows.is_contiguous(), op, ": rows is not contiguous, must be; pass the tensor that was made for it");
@@ -40,15 +49,15 @@ struct RecentArguments {
 
   void check_counter(const char* name, const Tensor& tensor) const {
     check_on_device(name, tensor);
-    check(tensor.dim() == 1 && tensor.size(0) == 1, op, ": ", name, " has shape ", shape_string(tensor),
+    check(tensor.dim() == 1 && tensor.size(0) == 1, op, ": ", name, " has shape ", ShapeInMessage{tensor},
           ", must be (1,); pass the tensor that was made for it");
   }
 
   /// One row-major block of the numbers of a batch; of any length where `size` is negative.
   Tensor vector(const char* name, const Tensor& given, const char* like = nullptr, int64_t size = -1) const {
     check_on_device(name, given);
-    check(given.dim() == 1, op, ": ", name, " has shape ", shape_string(given), ", must be (n,); flatten it");
-    check(size < 0 || given.size(0) == size, op, ": ", name, " has shape ", shape_string(given), ", must be (", size,
+    check(given.dim() == 1, op, ": ", name, " has shape ", ShapeInMessage{given}, ", must be (n,); flatten it");
+    check(size < 0 || given.size(0) == size, op, ": ", name, " has shape ", ShapeInMessage{given}, ", must be (", size,
           ",) like ", like, "; give each its own");
     return as_contiguous(given);
   }
@@ -136,7 +145,7 @@ struct RecentBatchArguments : RecentArguments {
 
   void take_queries(const Tensor& given, bool causal) {
     check_on_device("queries", given);
-    check(given.dim() == 2 && given.size(0) == src.size(0), op, ": queries has shape ", shape_string(given),
+    check(given.dim() == 2 && given.size(0) == src.size(0), op, ": queries has shape ", ShapeInMessage{given},
           ", must be (", src.size(0), ", queries of an event) as src has; give each event a row");
     check(!causal || capacity == 2 * k, op,
           ": causal is set, must not be for rows of k slots; make them for causal "

@@ -40,9 +40,10 @@ void check_values(const RecentBatchArguments& in, bool allow_late) {
   if (allow_late) return;
   int64_t latest = data<int64_t>(in.latest)[0];
   const int64_t* times = data<int64_t>(in.time);
-  for (int64_t i = 0; i < in.time.size(0); ++i) {
-    check(times[i] >= latest, in.op, ": time is ", times[i], " at position ", i, ", must be at least ", latest,
-          " like an event before it; sort events by time, or allow late ones");
+  for (int64_t i = 0, size = in.time.size(0); i < size; ++i) {
+    if (times[i] < latest) [[unlikely]]
+      check(false, in.op, ": time is ", times[i], " at position ", i, ", must be at least ", latest,
+            " like an event before it; sort events by time, or allow late ones");
     latest = times[i];
   }
 }

@@ -13,6 +13,7 @@ import pytest
 from test_demo import command, parse
 
 from anabranch.cli.demo_temporal import TemporalResult, cache_rows, quality_rows
+from anabranch.cli.main import main
 from anabranch.cli.temporal_report import write_report
 from anabranch.cli.temporal_stream import generated_stream
 
@@ -96,18 +97,20 @@ def test_interrupt_leaves_a_valid_report(tmp_path: Path) -> None:
     ("text", "message"),
     [("1 2 3\n1 x 4\n", "line 2"), ("1 2 3\n1 2\n", "line 2"), ("1 2 3\n2 3 4\n", "events"), ("", "edges.csv")],
 )
-def test_bad_files_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     path = tmp_path / "edges.csv"
     path.write_text(text)
-    done = run("--edges", path, "--out", tmp_path / "report.html")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr and message in done.stderr.splitlines()[-1]
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--job", "temporal", "--edges", str(path), "--out", str(tmp_path / "report.html")])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
     assert set(tmp_path.iterdir()) == {path}
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    done = run("--edges", tmp_path / "none.csv", "--out", tmp_path / "report.html")
-    assert done.returncode == 2 and "none.csv" in done.stderr and "Traceback" not in done.stderr
+def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--job", "temporal", "--edges", str(tmp_path / "none.csv")])
+    assert stopped.value.code == 2 and "none.csv" in capsys.readouterr().err
 
 
 def test_a_report_of_nothing_yet(tmp_path: Path) -> None:

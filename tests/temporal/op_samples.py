@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+import anabranch.temporal  # noqa: F401  (registers the fakes and gradients)
 from anabranch.cli.peers_temporal import PlainRing
 from anabranch.temporal import RecentNeighbors
 

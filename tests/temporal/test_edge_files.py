@@ -173,6 +173,7 @@ LINES = st.lists(st.lists(CELLS, min_size=2, max_size=5).map(",".join), max_size
     st.sampled_from([None, " "]),
 )
 @example(b'1\x1f2 3\n1 2 "3"\n', None)
+@example(b'""\n1,2,3\n', None)
 @example(b"PAR1 and then nothing of the kind", None)
 @example("1 2 \uff13\n".encode(), None)
 def test_any_bytes_are_edges_or_a_value_error(tmp_path_factory: Any, text: bytes, delimiter: str | None) -> None:

@@ -43,7 +43,7 @@ def same(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> bool:
 def test_no_list_is_wrong(name: str, k: int) -> None:
     events = stream(name)
     if name == "messages" and k != 10:
-        events = events[:20_000]
+        events = events[:12_000]
     num_nodes = int(events[:, :2].max()) + 2
     queries = torch.cat([events[:, :2], torch.randint(0, num_nodes, (len(events), 1))], 1)
     if name == "messages":
@@ -198,16 +198,15 @@ def test_batches_may_be_strided_and_expanded() -> None:
     assert torch.equal(plain.rows, strided.rows)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_it_compiles_whole(causal: bool) -> None:
+def test_it_compiles_whole() -> None:
     events = stream("ties")[:40]
-    eager, compiled = RecentNeighbors(150, 3, causal=causal), RecentNeighbors(150, 3, causal=causal)
+    eager, compiled = RecentNeighbors(150, 3, causal=True), RecentNeighbors(150, 3, causal=True)
 
     def step(module: RecentNeighbors, batch: Tensor) -> tuple[Tensor, Tensor]:
         src, dst, time = batch.unbind(1)
         before = module.lookup_and_insert(src, dst, time, batch[:, :2])
         module.insert(dst, src, time[-1:].expand_as(time))
-        after = module.lookup(src, time) if causal else module.lookup(src)
+        after = module.lookup(src, time)
         return before.neighbors + 1, after.times * 2
 
     run_compiled = torch.compile(step, fullgraph=True)

@@ -25,6 +25,7 @@ product of the same representations find them again.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -129,8 +130,9 @@ class NCNC(NCN):
     """NCN on a graph that it first completes.
 
     Args:
-        scale, offset, alpha, pt: of p, see above. The defaults are ours, the best of six on a generated graph of 300
-            nodes with 30 and 50 % of its edges hidden; higher offsets complete less.
+        scale, alpha, pt: of p, see above; at their defaults p = s.
+        offset: of p. Default `log(pairs / edges)` of the graph: training sees an edge beside each other pair, a graph
+            has far fewer, and so much is the logit too high to be that of a chance.
         train_samples, test_samples: how many nodes of each one-sided set are looked at.
     """
 
@@ -140,9 +142,9 @@ class NCNC(NCN):
         hidden: int = 64,
         *,
         scale: float = 1.0,
-        offset: float = 0.0,
+        offset: float | None = None,
         alpha: float = 1.0,
-        pt: float = 0.5,
+        pt: float = 1.0,
         train_samples: int = 8,
         test_samples: int = 128,
     ) -> None:
@@ -168,7 +170,10 @@ class NCNC(NCN):
     def completion(self, x: Tensor, graph: Graph, ids: Tensor, other: Tensor) -> Tensor:
         """p_u `[P, K]` that each node of ids `[P, K]` has an edge to the pair's other end; 0 for ids of -1."""
         ends = other[:, None].expand_as(ids)[ids >= 0]
-        s = torch.sigmoid(self.scale * (super().forward(x, graph, ids[ids >= 0], ends) - self.offset))
+        offset = self.offset
+        if offset is None:
+            offset = math.log(max(1, graph.num_nodes**2) / max(1, len(graph.column_ids)))
+        s = torch.sigmoid(self.scale * (super().forward(x, graph, ids[ids >= 0], ends) - offset))
         weights = x.new_zeros(ids.shape)
         weights[ids >= 0] = self.alpha * self.pt * s / (self.pt * s + 1 - s)
         return weights

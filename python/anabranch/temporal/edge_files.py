@@ -183,7 +183,9 @@ def _load_text(file: IO[bytes], options: _Options) -> EdgeList:
             if line.strip() and not line.startswith(_COMMENT):
                 delimiter = options.delimiter or _delimiter_of(line)
                 first = cut_into_cells(line + b"\n", first_line, delimiter, None)
-                if header is None and _is_header(first, options):
+                if not len(first.line_numbers):
+                    pass  # a line of empty quotes is blank
+                elif header is None and _is_header(first, options):
                     header = first.texts_of_line(0)
                 else:
                     layout = _layout_of(first, header or [], delimiter, options)

@@ -161,7 +161,7 @@ class NCache(nn.Module):
                 ids and events out of order. Nothing has been written then.
 
         Cost:
-            About 0.9 us an event of one core for 32 + 16 slots of 4 numbers. One launch on a GPU for each 8192 events,
+            About 2 us an event of one core for 32 + 16 slots of 4 numbers. One launch on a GPU for each 8192 events,
             no synchronisation.
         """
         check_same_device("ncache_update", "keys", self.keys, src=src, dst=dst, time=time, event_id=event_id)

@@ -126,7 +126,7 @@ class RecentNeighbors(nn.Module):
             Reads and writes a row for each end, 256 bytes for k = 10. On a GPU two launches for up to 16384 ends, and
             n^2 / 64 loads for n of them.
         """
-        buffers = self._buffers
+        buffers: Any = self._buffers  # not self.rows: Module.__getattr__ takes longer than the op has to spare
         rows = buffers["rows"]
         check_same_device("insert", "rows", rows, src=src, dst=dst, time=time, event_id=event_id)
         call_as(
@@ -163,7 +163,8 @@ class RecentNeighbors(nn.Module):
         Cost:
             Reads a row and writes 24 * k bytes for each node.
         """
-        rows = self._buffers["rows"]
+        buffers: Any = self._buffers
+        rows = buffers["rows"]
         check_same_device("lookup", "rows", rows, nodes=nodes, time=time)
         if time is not None and time.shape != nodes.shape:
             raise ValueError(
@@ -197,7 +198,7 @@ class RecentNeighbors(nn.Module):
         Cost:
             Of both, and a row that is looked up and written comes from memory once.
         """
-        buffers = self._buffers
+        buffers: Any = self._buffers  # not self.rows: Module.__getattr__ takes longer than the op has to spare
         rows = buffers["rows"]
         check_same_device(
             "lookup_and_insert", "rows", rows, src=src, dst=dst, time=time, event_id=event_id, queries=queries

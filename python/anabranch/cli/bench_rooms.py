@@ -42,8 +42,7 @@ class Room:
         both_dtypes: modes that measure float32 too on a CPU, where nothing else is asked for.
         peers: contenders in the picture beside ours.
         with_gradients: modes that need them. On a CPU freed memory is kept while they are measured.
-        memory_kept: keep it in all modes: outputs as large as the inputs are most of what these do. Calls of some
-            microseconds are better without: glibc then searches longer for each small result.
+        memory_kept: keep it in all modes: outputs as large as the inputs are most of what these do.
         float_modes: modes that are float32 whatever is asked for.
         float_peak: whether workloads have arithmetic in float32 beside that of their dtype.
         dtype: the one dtype of all modes, whatever is asked for; None where there is a choice.

@@ -53,8 +53,8 @@ class NAT(nn.Module):
         replace_probability, seed: of `NCache`.
         dropout: on h.
 
-    State besides the parameters: buffers, all in `state_dict`, so that a run that is saved, loaded and continued is the
-    one that never stopped.
+    State besides the parameters: the cache, self states and last partners, all in `state_dict`, so that a run that is
+    saved, loaded and continued is the one that never stopped; dropout wants torch's generator saved too.
     """
 
     edge_features: Tensor | None

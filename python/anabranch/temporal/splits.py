@@ -29,7 +29,7 @@ def split_by_time(edges: EdgeList, train: float = 0.70, validation: float = 0.15
 
     Args:
         edges: the stream.
-        train, validation: shares of the events, above 0, together below 1.
+        train, validation: shares of the events, together below 1; train above 0.
 
     Returns:
         Three slices of `edges`, which share its memory. A part is empty where a single time spans it.

@@ -54,12 +54,12 @@ inline Schedule& current_schedule() {
   return schedule;
 }
 
-/// Calls f() under every order, the random one with three seeds. Under AddressSanitizer half of them: what a kernel
+/// Calls f() under every order, the random one with three seeds. Under AddressSanitizer a third of them: what a kernel
 /// addresses depends little on the order, and a build without it runs them all.
 template <class F>
 void for_each_schedule(F&& f) {
 #if defined(__SANITIZE_ADDRESS__)
-  constexpr Schedule schedules[] = {{Order::descending}, {Order::interleaved}, {Order::random, 1}};
+  constexpr Schedule schedules[] = {{Order::interleaved}, {Order::random, 1}};
 #else
   constexpr Schedule schedules[] = {{Order::ascending}, {Order::descending}, {Order::interleaved},
                                     {Order::random, 1}, {Order::random, 2},  {Order::random, 3}};

@@ -24,7 +24,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anabranch.temporal import EdgeList, NCache, NCacheRows, gru_weights, pair_encode
+from anabranch.temporal import (
+    EdgeList,
+    NCache,
+    NCacheRows,
+    gru_weights,
+    latest_of_node,
+    ordered_scatter_,
+    pair_encode,
+)
 
 
 class NATRows(NamedTuple):
@@ -187,13 +195,13 @@ class NAT(nn.Module):
         """
         src, dst = events.src, events.dst
         stats = self.cache.update(src, dst, events.time, events.event_id, rows.cache)
-        # A node has the same row wherever it is in the batch, so it does not matter which of them stays.
-        ends = rows.nodes[: 2 * len(src)]
-        self.self_states[ends] = rows.self_states[: 2 * len(src)].detach()
-        # The last event of a node stays: each end in order, and of one event the destination's.
-        place = torch.arange(len(src), device=src.device).repeat(2)
-        last = torch.full_like(self.partner, -1).scatter_reduce_(0, ends, place, "amax")[ends]
-        self.partner[ends] = torch.where(events.src[last] == ends, events.dst[last], events.src[last])
-        self.partner_event[ends] = events.event_id[last]
-        self.partner_time[ends] = events.time[last]
+        ends = torch.cat([src, dst])
+        ordered_scatter_(self.self_states, ends, rows.self_states[: len(ends)])
+        newest = torch.where(latest_of_node(ends, events.time.repeat(2), events.event_id.repeat(2)), ends, -1)
+        for table, values in (
+            (self.partner, torch.cat([dst, src])),
+            (self.partner_event, events.event_id.repeat(2)),
+            (self.partner_time, events.time.repeat(2)),
+        ):
+            ordered_scatter_(table[:, None], newest, values[:, None])
         return stats

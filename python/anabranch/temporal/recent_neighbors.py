@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anabranch.core.arguments import call_as, check_same_device, dtype_name
 from anabranch.core.library import ops
+from anabranch.temporal.stream_state import WholeState
 
 _DIRECTIONS = {"both": 0, "out": 1, "in": 2}
 
@@ -34,7 +35,7 @@ def _described(tensor: Tensor) -> str:
     return f"{dtype_name(tensor.dtype)}{values} of shape {tuple(tensor.shape)}"
 
 
-class RecentNeighbors(nn.Module):
+class RecentNeighbors(WholeState):
     """The last k events of every node, by (time, event id), whatever the batches they came in.
 
     Later events have greater times; of equal times, greater ids; of equal ids too, they came later. A self-loop is one
@@ -256,32 +257,15 @@ class RecentNeighbors(nn.Module):
             f"allow_late={self.allow_late}"
         )
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        # All or nothing: torch would load the counters beside rows that it refuses.
-        for name, own in self._buffers.items():
-            given = state_dict.get(prefix + name)
-            if own is None or given is None:
-                continue
-            fits = given.shape == own.shape and given.dtype == own.dtype
-            if fits and name == "layout" and "meta" not in (given.device.type, own.device.type):
-                fits = given.tolist() == own.tolist()
-            if not fits:
-                error_msgs.append(
-                    f"{prefix}{name} is {_described(given)}, must be {_described(own)}; make the module with the "
-                    "num_nodes, k and causal of the saved one."
-                )
-                return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    def _problem_of(self, name: str, given: Tensor, own: Tensor) -> str:
+        fits = given.shape == own.shape and given.dtype == own.dtype
+        if fits and name == "layout" and "meta" not in (given.device.type, own.device.type):
+            fits = given.tolist() == own.tolist()
+        if fits:
+            return ""
+        return (
+            f"is {_described(given)}, must be {_described(own)}; make the module with the num_nodes, k and causal "
+            "of the saved one"
         )
 
 

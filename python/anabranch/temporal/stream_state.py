@@ -54,6 +54,15 @@ def check_rows(op: str, anchor: Tensor, rows: int, width: int, **tables: Tensor)
 class WholeState(nn.Module):
     """A module whose buffers are loaded all or none: torch would load some beside others that it refuses."""
 
+    def _problem_of(self, name: str, given: Tensor, own: Tensor) -> str:
+        """Why a saved buffer cannot take this one's place; nothing where it can."""
+        if given.shape == own.shape and given.dtype == own.dtype:
+            return ""
+        return (
+            f"is {given.dtype} of shape {tuple(given.shape)}, must be {own.dtype} of shape {tuple(own.shape)}; "
+            "make the module with the sizes of the saved one"
+        )
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -66,11 +75,8 @@ class WholeState(nn.Module):
     ) -> None:
         for name, own in self._buffers.items():
             given = state_dict.get(prefix + name)
-            if own is not None and given is not None and (given.shape != own.shape or given.dtype != own.dtype):
-                error_msgs.append(
-                    f"{prefix}{name} is {given.dtype} of shape {tuple(given.shape)}, must be {own.dtype} of shape "
-                    f"{tuple(own.shape)}; make the module with the sizes of the saved one."
-                )
+            if own is not None and given is not None and (problem := self._problem_of(name, given, own)):
+                error_msgs.append(f"{prefix}{name} {problem}.")
                 return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

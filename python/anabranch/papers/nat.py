@@ -28,11 +28,13 @@ from anabranch.temporal import (
     EdgeList,
     NCache,
     NCacheRows,
+    WholeState,
     gru_weights,
     latest_of_node,
     ordered_scatter_,
     pair_encode,
 )
+from anabranch.temporal.stream_state import check_no_nan
 
 
 class NATRows(NamedTuple):
@@ -43,7 +45,7 @@ class NATRows(NamedTuple):
     self_states: Tensor
 
 
-class NAT(nn.Module):
+class NAT(WholeState):
     """Neighborhood-aware temporal network, on `anabranch.temporal`.
 
     Args:
@@ -63,6 +65,9 @@ class NAT(nn.Module):
 
     State besides the parameters: the cache, self states and last partners, all in `state_dict`, so that a run that is
     saved, loaded and continued is the one that never stopped; dropout wants torch's generator saved too.
+
+    Raises:
+        ValueError: edge_features has a NaN (CPU).
     """
 
     edge_features: Tensor | None
@@ -91,6 +96,7 @@ class NAT(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        check_no_nan("NAT", edge_features=edge_features)
         edge_size = 0 if edge_features is None else edge_features.shape[1]
         inputs = self_size + edge_size + time_size
         self.activation: Literal["none", "relu"] = activation

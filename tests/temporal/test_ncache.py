@@ -227,7 +227,7 @@ def test_a_state_of_another_cache_is_refused_whole() -> None:
         with pytest.raises(RuntimeError, match=message):
             cache.load_state_dict(other.state_dict())
     part = {name: value for name, value in before.items() if name != "times"}
-    with pytest.raises(RuntimeError, match='Missing key.*"times"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"times"'):
         cache.load_state_dict(part)
     assert cache.seed == 0
     assert all(torch.equal(cache.state_dict()[name], before[name]) for name in TABLES)

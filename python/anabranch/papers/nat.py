@@ -19,7 +19,8 @@ none: there is no gradient from one batch to another.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from anabranch.temporal import (
     pair_encode,
 )
 from anabranch.temporal.stream_state import check_no_nan
+from anabranch.temporal.whole_state import largest_id
 
 
 class NATRows(NamedTuple):
@@ -124,6 +126,11 @@ class NAT(WholeState):
         self.register_buffer("self_states", torch.zeros(num_nodes, self_size))
         for name in ("partner", "partner_event", "partner_time"):
             self.register_buffer(name, torch.full((num_nodes,), -1))
+
+    def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
+        yield from super().state_problems(given)
+        if (node := largest_id(given, "partner")) >= self.cache.num_nodes:
+            yield f"partner holds node {node}, must be below {self.cache.num_nodes}; the state is damaged"
 
     def reset_state(self) -> None:
         """Forgets every event; the parameters stay."""

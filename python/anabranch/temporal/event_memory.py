@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anabranch.temporal.mailbox import OTHER, LastMailbox, LogMailbox
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_
-from anabranch.temporal.whole_state import WholeState, has_values
+from anabranch.temporal.whole_state import WholeState, has_values, largest_id
 
 
 class Update(NamedTuple):
@@ -136,13 +136,11 @@ class EventMemory(WholeState):
 
     def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
         yield from super().state_problems(given)
-        mode, words = given["_extra_state"], given.get("mailbox.words")
+        mode = given["_extra_state"]
         if not isinstance(mode, Tensor) or mode.dtype != torch.bool or mode.dim() > 0:
             yield "_extra_state is not a bool of no dimension, must be; load what state_dict() gave"
-        if isinstance(words, Tensor) and words.dim() == 2 and words.shape[1] > OTHER and has_values(words):
-            node = int(words[:, OTHER].max())
-            if node >= self.num_nodes:
-                yield f"mailbox.words holds node {node}, must be below {self.num_nodes}; the state is damaged"
+        if (node := largest_id(given, "mailbox.words", OTHER)) >= self.num_nodes:
+            yield f"mailbox.words holds node {node}, must be below {self.num_nodes}; the state is damaged"
 
 
 def _apply_what_was_loaded(module: EventMemory, _: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from anabranch.core.arguments import check_same_device, dtype_name
 from anabranch.core.library import ops
 from anabranch.temporal.ncache_read import GruWeights, NCacheRows, ncache_read
-from anabranch.temporal.whole_state import WholeState, has_values
+from anabranch.temporal.whole_state import WholeState, largest_id
 
 _TABLES = ("keys", "event_ids", "times", "states")
 
@@ -232,11 +232,9 @@ class NCache(WholeState):
             yield f"_extra_state {problem}"
         elif tuple(extra["slots"]) != self.slots:
             yield f"slots is {tuple(extra['slots'])}, must be {self.slots}; make the cache with those of the saved one"
-        problems = list(super().state_problems(given))
-        yield from problems
-        keys = given["keys"]
-        if not problems and has_values(keys) and int(keys.max()) >= self.num_nodes:
-            yield f"keys holds node {int(keys.max())}, must be below {self.num_nodes}; the state is damaged"
+        yield from super().state_problems(given)
+        if (node := largest_id(given, "keys")) >= self.num_nodes:
+            yield f"keys holds node {node}, must be below {self.num_nodes}; the state is damaged"
 
     def _problem_of_settings(self, extra: Any) -> str:
         if not isinstance(extra, dict) or set(extra) != set(self.get_extra_state()):

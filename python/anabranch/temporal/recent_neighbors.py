@@ -10,7 +10,7 @@ from torch import Tensor
 
 from anabranch.core.arguments import call_as, check_same_device
 from anabranch.core.library import ops
-from anabranch.temporal.whole_state import WholeState, described, has_values
+from anabranch.temporal.whole_state import WholeState, described, has_values, largest_id
 
 _DIRECTIONS = {"both": 0, "out": 1, "in": 2}
 
@@ -256,14 +256,11 @@ class RecentNeighbors(WholeState):
     def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
         problems = list(super().state_problems(given))
         yield from problems
-        layout, rows = given["layout"], given["rows"]
-        if problems:
-            return
-        if has_values(layout) and layout.tolist() != [self.k, self._capacity, self._direction]:
-            own = [self.k, self._capacity, self._direction]
+        layout, own, rows = given["layout"], [self.k, self._capacity, self._direction], given["rows"]
+        if not problems and has_values(layout) and layout.tolist() != own:
             yield f"layout is {described(layout)}, must be {own}; make the module with k, causal and direction of that"
-        elif has_values(rows) and int(rows[:, : self._capacity].max()) >= self.num_nodes:
-            yield f"rows holds a node of {self.num_nodes} or more, must not; the state is damaged"
+        elif not problems and (node := largest_id({"rows": rows[:, : self._capacity]}, "rows")) >= self.num_nodes:
+            yield f"rows holds node {node}, must be below {self.num_nodes}; the state is damaged"
 
 
 @torch.library.register_fake("anabranch::recent_neighbors_clear")

@@ -162,10 +162,20 @@ def _raise_any(module: nn.Module, problems: list[str]) -> None:
 
 def described(tensor: Tensor) -> str:
     """A tensor in a message: "int64 of shape (3,)", with its values where these are few."""
-    few = tensor.numel() <= 3 and not tensor.is_meta and tensor.layout == torch.strided
+    few = 0 < tensor.numel() <= 3 and not tensor.is_meta and tensor.layout == torch.strided
     return f"{dtype_name(tensor.dtype)}{f' {tensor.tolist()}' if few else ''} of shape {tuple(tensor.shape)}"
 
 
 def has_values(tensor: Tensor) -> bool:
     """Whether there is anything to look at: some numbers, and not only their shape."""
     return tensor.numel() > 0 and not tensor.is_meta
+
+
+def largest_id(given: Mapping[str, Any], name: str, column: int | None = None) -> int:
+    """The largest of saved ids, int64 and of one column where that is named; -1 where there are none to look at."""
+    ids = given.get(name)
+    if not isinstance(ids, Tensor) or ids.layout != torch.strided or ids.dtype != torch.int64 or not has_values(ids):
+        return -1
+    if column is not None:
+        ids = ids[:, column : column + 1] if ids.dim() == 2 else ids[:0]
+    return int(ids.max()) if ids.numel() > 0 else -1

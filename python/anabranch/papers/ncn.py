@@ -153,6 +153,14 @@ class NCNC(NCN):
         self.train_samples, self.test_samples = train_samples, test_samples
         self.calls = 0
 
+    def get_extra_state(self) -> Tensor:
+        """int64 `[]`: the training steps so far, each of which draws other samples."""
+        return torch.tensor(self.calls, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Goes on with the samples after those steps."""
+        self.calls = int(state)
+
     def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
         shared = row_set_sum(x, *graph, left, right, exclude_pair=True)
         capacity = self.train_samples if self.training else self.test_samples

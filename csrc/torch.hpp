@@ -4,13 +4,17 @@
 // 2.10 on. Arguments are checked with anabranch::check, which throws std::invalid_argument: ValueError in Python.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -92,8 +96,45 @@ inline void check_index_vector(const char* op, const char* name, const Tensor& t
   check(tensor.is_contiguous(), op, ": ", name, " is not contiguous, must be; call .contiguous()");
 }
 
+/// The number that torch's C interface has for a dtype: those of dtype_name.
+inline int32_t c_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    case ScalarType::Int:
+      return aoti_torch_dtype_int32();
+    case ScalarType::Long:
+      return aoti_torch_dtype_int64();
+    case ScalarType::Char:
+      return aoti_torch_dtype_int8();
+    case ScalarType::Bool:
+      return aoti_torch_dtype_bool();
+    default:
+      throw std::invalid_argument("anabranch: a result is to be of a dtype that no op has; add it to c_dtype");
+  }
+}
+
+/// A fresh row-major tensor on the device of `like`. Not by torch::stable::new_empty, which has torch look its op up by
+/// name: a microsecond for each result, of calls that take ten.
 inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, std::vector<int64_t>(shape), type);
+  std::array<int64_t, 8> strides;
+  check(shape.size() <= strides.size(), "empty_on: shape has ", shape.size(), " sizes, must have at most ",
+        strides.size(), "; make room for more");
+  int64_t stride = 1;
+  for (size_t dim = shape.size(); dim-- > 0; stride *= std::max<int64_t>(1, shape.begin()[dim])) strides[dim] = stride;
+  int32_t device_type = 0;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(),
+                                                         strides.data(), c_dtype(type), device_type,
+                                                         like.get_device_index(), &made));
+  return Tensor(made);
 }
 
 inline Tensor zeros_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {

@@ -1,12 +1,7 @@
 // The arguments of the recent_neighbors ops, on every device: the three tensors of state, a batch of events, queries.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
-#include <algorithm>
 #include <ostream>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 
 #include "anabranch/temporal/recent_neighbors.hpp"
@@ -64,31 +59,18 @@ struct RecentArguments {
 
   /// Where n lookups go, or per_event of each of n events.
   std::tuple<Tensor, Tensor, Tensor> results(int64_t n) const {
-    return {result({n, k}), result({n, k}), result({n, k})};
+    const std::initializer_list<int64_t> shape{n, k};
+    return {empty_on(rows, shape, ScalarType::Long), empty_on(rows, shape, ScalarType::Long),
+            empty_on(rows, shape, ScalarType::Long)};
   }
   std::tuple<Tensor, Tensor, Tensor> results(int64_t n, int64_t per_event) const {
-    return {result({n, per_event, k}), result({n, per_event, k}), result({n, per_event, k})};
+    const std::initializer_list<int64_t> shape{n, per_event, k};
+    return {empty_on(rows, shape, ScalarType::Long), empty_on(rows, shape, ScalarType::Long),
+            empty_on(rows, shape, ScalarType::Long)};
   }
   static RecentResults pointers(const std::tuple<Tensor, Tensor, Tensor>& results) {
     const auto& [neighbors, times, event_ids] = results;
     return {mutable_data<int64_t>(neighbors), mutable_data<int64_t>(times), mutable_data<int64_t>(event_ids)};
-  }
-
- private:
-  /// As empty_on, which finds the op by its name first: a microsecond more for each result, of batches that take ten.
-  Tensor result(std::initializer_list<int64_t> shape) const {
-    int64_t strides[3], stride = 1;
-    for (auto dim = static_cast<int64_t>(shape.size()); dim-- > 0; stride *= std::max<int64_t>(1, shape.begin()[dim])) {
-      strides[dim] = stride;
-    }
-    int32_t device_type = 0;
-    AtenTensorHandle made = nullptr;
-    if (aoti_torch_get_device_type(rows.get(), &device_type) != 0 ||
-        aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides, aoti_torch_dtype_int64(),
-                                 device_type, rows.get_device_index(), &made) != 0) {
-      throw std::runtime_error(std::string(op) + ": torch gives no memory for the results");
-    }
-    return Tensor(made);
   }
 };
 

@@ -14,6 +14,7 @@
 #include <array>
 #include <initializer_list>
 #include <optional>
+#include <ostream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -50,18 +51,27 @@ inline const char* dtype_name(ScalarType type) {
   }
 }
 
-inline std::string shape_string(const Tensor& tensor) {
-  std::string text = "(";
-  const auto sizes = tensor.sizes();
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + (sizes.size() == 1 ? ",)" : ")");
-}
+/// A tensor's shape or device in a message. The string is made where it is printed: an op has a dozen checks, and
+/// hardly ever a message.
+struct ShapeString {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& out, const ShapeString& shape) {
+    const auto sizes = shape.tensor.sizes();
+    out << "(";
+    for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
+    return out << (sizes.size() == 1 ? ",)" : ")");
+  }
+};
+inline ShapeString shape_string(const Tensor& tensor) { return {tensor}; }
 
-inline std::string device_string(const Tensor& tensor) {
-  return tensor.is_cpu()    ? "cpu"
-         : tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index())
-                            : "another device";
-}
+struct DeviceString {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& out, const DeviceString& device) {
+    if (device.tensor.is_cpu()) return out << "cpu";
+    return device.tensor.is_cuda() ? out << "cuda:" << device.tensor.get_device_index() : out << "another device";
+  }
+};
+inline DeviceString device_string(const Tensor& tensor) { return {tensor}; }
 
 inline void check_dim(const char* op, const char* name, const Tensor& tensor, int64_t dim) {
   check(tensor.dim() == dim, op, ": ", name, " has shape ", shape_string(tensor), ", must have ", dim, " dimensions");

@@ -1,21 +1,12 @@
 // The arguments of the recent_neighbors ops, on every device: the three tensors of state, a batch of events, queries.
 #pragma once
 
-#include <ostream>
 #include <tuple>
 
 #include "anabranch/temporal/recent_neighbors.hpp"
 #include "torch.hpp"
 
 namespace anabranch {
-
-/// shape_string of a tensor, made only where a message is: a batch has ten such checks and ten microseconds.
-struct ShapeInMessage {
-  const Tensor& tensor;
-  friend std::ostream& operator<<(std::ostream& out, const ShapeInMessage& shape) {
-    return out << shape_string(shape.tensor);
-  }
-};
 
 struct RecentArguments {
   const char* op;
@@ -29,7 +20,7 @@ struct RecentArguments {
           "; give the slots of a row");
     check_dtype(op, "rows", rows, ScalarType::Long);
     check_dim(op, "rows", rows, 2);
-    check(rows.size(1) == RecentRows::words_for(capacity), op, ": rows has shape ", ShapeInMessage{rows},
+    check(rows.size(1) == RecentRows::words_for(capacity), op, ": rows has shape ", shape_string(rows),
           ", must be (num_nodes, ", RecentRows::words_for(capacity), ") for ", capacity,
           " slots; pass the rows that were made for it");
     check(rows.is_contiguous(), op, ": rows is not contiguous, must be; pass the tensor that was made for it");
@@ -44,15 +35,15 @@ struct RecentArguments {
 
   void check_counter(const char* name, const Tensor& tensor) const {
     check_on_device(name, tensor);
-    check(tensor.dim() == 1 && tensor.size(0) == 1, op, ": ", name, " has shape ", ShapeInMessage{tensor},
+    check(tensor.dim() == 1 && tensor.size(0) == 1, op, ": ", name, " has shape ", shape_string(tensor),
           ", must be (1,); pass the tensor that was made for it");
   }
 
   /// One row-major block of the numbers of a batch; of any length where `size` is negative.
   Tensor vector(const char* name, const Tensor& given, const char* like = nullptr, int64_t size = -1) const {
     check_on_device(name, given);
-    check(given.dim() == 1, op, ": ", name, " has shape ", ShapeInMessage{given}, ", must be (n,); flatten it");
-    check(size < 0 || given.size(0) == size, op, ": ", name, " has shape ", ShapeInMessage{given}, ", must be (", size,
+    check(given.dim() == 1, op, ": ", name, " has shape ", shape_string(given), ", must be (n,); flatten it");
+    check(size < 0 || given.size(0) == size, op, ": ", name, " has shape ", shape_string(given), ", must be (", size,
           ",) like ", like, "; give each its own");
     return as_contiguous(given);
   }
@@ -127,7 +118,7 @@ struct RecentBatchArguments : RecentArguments {
 
   void take_queries(const Tensor& given, bool causal) {
     check_on_device("queries", given);
-    check(given.dim() == 2 && given.size(0) == src.size(0), op, ": queries has shape ", ShapeInMessage{given},
+    check(given.dim() == 2 && given.size(0) == src.size(0), op, ": queries has shape ", shape_string(given),
           ", must be (", src.size(0), ", queries of an event) as src has; give each event a row");
     check(!causal || capacity == 2 * k, op,
           ": causal is set, must not be for rows of k slots; make them for causal "
@@ -146,6 +137,8 @@ struct RecentBatchArguments : RecentArguments {
             mutable_data<int64_t>(num_events),
             static_cast<EdgeDirection>(direction)};
   }
+  /// Memory for the numbers that a GPU gives to events without ids; empty where they have them.
+  Tensor numbers() const { return empty_on(rows, {event_id ? 0 : src.size(0)}, ScalarType::Long); }
 
  private:
   /// What is checked before writing must not change while writing.

@@ -6,32 +6,59 @@ namespace anabranch {
 namespace {
 
 Tensor row_set_sum(const Tensor& x_in, const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
-                   const Tensor& right, int64_t mode, bool exclude_pair) {
+                   const Tensor& right, int64_t mode, bool exclude_pair, const std::optional<Tensor>& weights_in,
+                   int64_t seed) {
   constexpr const char* op = "row_set_sum";
   RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
   in.check_rows(op, "x", x_in, in.nodes(), "node");
+  RowSetWeightsArgument weights(op, in, x_in, weights_in, seed);
   in.make_contiguous();
   in.check_values(op);
+  weights.make_contiguous();
   const Tensor x = as_contiguous(x_in), out = empty_on(x, {in.pairs(), x.size(1)}, x.scalar_type());
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
-    row_set_sum_cpu(in.problem(), data<T>(x), x.size(1), mutable_data<T>(out));
+    row_set_sum_cpu<T>(in.problem(), weights.get<T>(), data<T>(x), x.size(1), mutable_data<T>(out));
   });
   return out;
 }
 
 Tensor row_set_sum_backward(const Tensor& dout_in, const Tensor& row_offsets, const Tensor& column_ids,
-                            const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair) {
+                            const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair,
+                            const std::optional<Tensor>& weights_in, int64_t seed) {
   constexpr const char* op = "row_set_sum_backward";
   RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
   in.check_rows(op, "dout", dout_in, in.pairs(), "pair");
+  RowSetWeightsArgument weights(op, in, dout_in, weights_in, seed);
   in.make_contiguous();
   in.check_values(op);
+  weights.make_contiguous();
   const Tensor dout = as_contiguous(dout_in);
   const Tensor dx = empty_on(dout, {in.nodes(), dout.size(1)}, dout.scalar_type());
   dispatch_floating(dout.scalar_type(), [&]<class T>(Type<T>) {
-    row_set_sum_backward_cpu(in.problem(), data<T>(dout), dout.size(1), mutable_data<T>(dx));
+    row_set_sum_backward_cpu<T>(in.problem(), weights.get<T>(), data<T>(dout), dout.size(1), mutable_data<T>(dx));
   });
   return dx;
+}
+
+Tensor row_set_dot(const Tensor& dout_in, const Tensor& x_in, const Tensor& row_offsets, const Tensor& column_ids,
+                   const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair, int64_t capacity,
+                   int64_t seed) {
+  constexpr const char* op = "row_set_dot";
+  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
+  in.check_rows(op, "dout", dout_in, in.pairs(), "pair");
+  in.check_rows(op, "x", x_in, in.nodes(), "node");
+  check_dtype(op, "x", x_in, dout_in.scalar_type());
+  check(x_in.size(1) == dout_in.size(1), op, ": x has shape ", shape_string(x_in), ", must be (", in.nodes(), ", ",
+        dout_in.size(1), ") like dout; pass rows of one width");
+  check_capacity_of_sets(op, capacity);
+  in.make_contiguous();
+  in.check_values(op);
+  const Tensor dout = as_contiguous(dout_in), x = as_contiguous(x_in);
+  const Tensor out = empty_on(dout, {in.pairs(), capacity}, dout.scalar_type());
+  dispatch_floating(dout.scalar_type(), [&]<class T>(Type<T>) {
+    row_set_dot_cpu<T>(in.problem(), data<T>(dout), data<T>(x), x.size(1), capacity, seed, mutable_data<T>(out));
+  });
+  return out;
 }
 
 std::tuple<Tensor, Tensor> row_set(const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
@@ -53,18 +80,22 @@ std::tuple<Tensor, Tensor> row_set(const Tensor& row_offsets, const Tensor& colu
 STABLE_TORCH_LIBRARY_FRAGMENT(anabranch, m) {
   m.def(
       "row_set_sum(Tensor x, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, bool "
-      "exclude_pair) -> Tensor");
+      "exclude_pair, Tensor? weights, SymInt seed) -> Tensor");
   m.def(
       "row_set_sum_backward(Tensor dout, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, "
-      "bool exclude_pair) -> Tensor");
+      "bool exclude_pair, Tensor? weights, SymInt seed) -> Tensor");
+  m.def(
+      "row_set_dot(Tensor dout, Tensor x, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, "
+      "bool exclude_pair, SymInt capacity, SymInt seed) -> Tensor");
   m.def(
       "row_set(Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, bool exclude_pair, SymInt "
-      "capacity, int seed) -> (Tensor ids, Tensor sizes)");
+      "capacity, SymInt seed) -> (Tensor ids, Tensor sizes)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(anabranch, CPU, m) {
   m.impl("row_set_sum", TORCH_BOX(&row_set_sum));
   m.impl("row_set_sum_backward", TORCH_BOX(&row_set_sum_backward));
+  m.impl("row_set_dot", TORCH_BOX(&row_set_dot));
   m.impl("row_set", TORCH_BOX(&row_set));
 }
 

@@ -1,5 +1,5 @@
 // The CUDA kernels of sets of two rows of a graph in torch. Schemas are in row_intersect_ops.cpp.
-#include "anabranch/temporal/row_intersect.cuh"
+#include "anabranch/temporal/row_set_sum.cuh"
 #include "cuda.hpp"
 #include "temporal/row_intersect_checks.hpp"
 
@@ -7,32 +7,65 @@ namespace anabranch {
 namespace {
 
 Tensor row_set_sum(const Tensor& x_in, const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
-                   const Tensor& right, int64_t mode, bool exclude_pair) {
+                   const Tensor& right, int64_t mode, bool exclude_pair, const std::optional<Tensor>& weights_in,
+                   int64_t seed) {
   constexpr const char* op = "row_set_sum";
   RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
   in.check_rows(op, "x", x_in, in.nodes(), "node");
+  RowSetWeightsArgument weights(op, in, x_in, weights_in, seed);
   const OnDeviceOf device(row_offsets);
   in.make_contiguous();
+  weights.make_contiguous();
   const Tensor x = as_contiguous(x_in), out = empty_on(x, {in.pairs(), x.size(1)}, x.scalar_type());
   dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
-    row_set_sum_cuda<T>(in.problem(), data<T>(x), x.size(1), data_if_any<T>(out), device.stream);
+    row_set_sum_cuda<T>(in.problem(), weights.get<T>(), data<T>(x), x.size(1), data_if_any<T>(out), device.stream);
   });
   return out;
 }
 
 Tensor row_set_sum_backward(const Tensor& dout_in, const Tensor& row_offsets, const Tensor& column_ids,
-                            const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair) {
+                            const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair,
+                            const std::optional<Tensor>& weights_in, int64_t seed) {
   constexpr const char* op = "row_set_sum_backward";
   RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
   in.check_rows(op, "dout", dout_in, in.pairs(), "pair");
+  RowSetWeightsArgument weights(op, in, dout_in, weights_in, seed);
   const OnDeviceOf device(row_offsets);
   in.make_contiguous();
+  weights.make_contiguous();
   const Tensor dout = as_contiguous(dout_in);
   const Tensor dx = empty_on(dout, {in.nodes(), dout.size(1)}, dout.scalar_type());
+  const Tensor ids = empty_on(in.left, {in.pairs(), weights.capacity()}, ScalarType::Long);
+  const Tensor sizes = empty_on(in.left, {in.pairs()}, ScalarType::Long);
   dispatch_floating(dout.scalar_type(), [&]<class T>(Type<T>) {
-    row_set_sum_backward_cuda<T>(in.problem(), data<T>(dout), dout.size(1), data_if_any<T>(dx), device.stream);
+    row_set_sum_backward_cuda<T>(in.problem(), weights.get<T>(), data<T>(dout), dout.size(1), data_if_any<T>(dx),
+                                 {data_if_any<int64_t>(ids), data_if_any<int64_t>(sizes)}, device.stream);
   });
   return dx;
+}
+
+Tensor row_set_dot(const Tensor& dout_in, const Tensor& x_in, const Tensor& row_offsets, const Tensor& column_ids,
+                   const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair, int64_t capacity,
+                   int64_t seed) {
+  constexpr const char* op = "row_set_dot";
+  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
+  in.check_rows(op, "dout", dout_in, in.pairs(), "pair");
+  in.check_rows(op, "x", x_in, in.nodes(), "node");
+  check_dtype(op, "x", x_in, dout_in.scalar_type());
+  check(x_in.size(1) == dout_in.size(1), op, ": x has shape ", shape_string(x_in), ", must be (", in.nodes(), ", ",
+        dout_in.size(1), ") like dout; pass rows of one width");
+  check_capacity_of_sets(op, capacity);
+  const OnDeviceOf device(row_offsets);
+  in.make_contiguous();
+  const Tensor dout = as_contiguous(dout_in), x = as_contiguous(x_in);
+  const Tensor out = empty_on(dout, {in.pairs(), capacity}, dout.scalar_type());
+  const Tensor ids = empty_on(in.left, {in.pairs(), capacity}, ScalarType::Long);
+  const Tensor sizes = empty_on(in.left, {in.pairs()}, ScalarType::Long);
+  dispatch_floating(dout.scalar_type(), [&]<class T>(Type<T>) {
+    row_set_dot_cuda<T>(in.problem(), data<T>(dout), data<T>(x), x.size(1), capacity, seed, data_if_any<T>(out),
+                        {data_if_any<int64_t>(ids), data_if_any<int64_t>(sizes)}, device.stream);
+  });
+  return out;
 }
 
 std::tuple<Tensor, Tensor> row_set(const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
@@ -54,6 +87,7 @@ std::tuple<Tensor, Tensor> row_set(const Tensor& row_offsets, const Tensor& colu
 STABLE_TORCH_LIBRARY_IMPL(anabranch, CUDA, m) {
   m.impl("row_set_sum", TORCH_BOX(&row_set_sum));
   m.impl("row_set_sum_backward", TORCH_BOX(&row_set_sum_backward));
+  m.impl("row_set_dot", TORCH_BOX(&row_set_dot));
   m.impl("row_set", TORCH_BOX(&row_set));
 }
 

@@ -39,7 +39,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_file_to_the_last_line(tmp_path: Path, edge_file: Path) -> None:
     out = tmp_path / "report.html"
-    done = run("--edges", edge_file, "--epochs", 2, "--hide-nodes", 0.1, "--out", out)
+    done = run("--edges", edge_file, "--epochs", 4, "--hide-nodes", 0.1, "--out", out)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert re.fullmatch("1,500 events among 5[0-9] nodes of edges.csv", lines[0])
@@ -56,8 +56,8 @@ def test_a_file_to_the_last_line(tmp_path: Path, edge_file: Path) -> None:
     hops = {row[0]: row for row in cells if row[0] in ("node itself", "hop 1", "hop 2")}
     assert all(0 < float(row[1].rstrip("%")) <= 100 for row in hops.values()) and len(hops) == 3
     assert hops["node itself"][2] == "0.0%" and float(hops["hop 2"][2].rstrip("%")) > 0
-    trained = re.search(r"Trained on ([\d,]+) events \(2.00 epochs, batches of 100\)", done.stdout)
-    assert trained and int(trained[1].replace(",", "")) < 2 * 1000  # 1050 with the hidden nodes' events
+    trained = re.search(r"Trained on ([\d,]+) events \(4.00 epochs, batches of 100\)", done.stdout)
+    assert trained and int(trained[1].replace(",", "")) < 4 * 1000  # 1050 with the hidden nodes' events
     assert lines[-1] == f"wrote {out}"
     report = parse(out)
     seen = "".join(report.seen)

@@ -153,9 +153,10 @@ def conclusions(result: TemporalResult, split: TimeSplit) -> list[str]:
     speed, threads = result.trained / max(result.train_seconds, 1e-9), torch.get_num_threads()
     epochs = result.trained / len(split.train)
     notes = [
-        f"Trained on {result.trained:,} events ({epochs:.2f} epochs, batches of {BATCH}) in {result.train_seconds:.1f} s: "
-        f"{speed:,.0f} events/s on {threads} thread{'s' * (threads > 1)}. One negative for each event, uniform over the "
-        "destinations seen so far; the parts follow each other in time, 70, 15 and 15 %."
+        f"Trained on {result.trained:,} events ({epochs:.2f} epochs, batches of {BATCH}) in "
+        f"{result.train_seconds:.1f} s: {speed:,.0f} events/s on {threads} thread{'s' * (threads > 1)}. One negative "
+        "for each event, uniform over the destinations seen so far; the parts follow each other in time, 70, 15 and "
+        "15 %."
     ]
     if result.parts:
         hidden = f", or are among the {result.hidden:,} that were hidden from it" if result.hidden else ""

@@ -120,7 +120,28 @@ class NCache(nn.Module):
         time_origin: int = 0,
         time_scale: float = 1.0,
     ) -> NCacheRows:
-        """The slots of nodes, states brought up to date: `ncache_read` of this cache."""
+        """The slots of nodes, states brought up to date by a GRU: `ncache_read` of this cache.
+
+        Args:
+            nodes: int64 `[B]`.
+            node_features: `[num_nodes, D]`, by neighbour.
+            edge_features: `[events, De]` by event id, or None.
+            frequency, phase: `[Dt]`, of the cosines of time.
+            gru: the weights that every slot's GRU shares, of `gru_weights`.
+            time_origin, time_scale: an event's time t enters as `(t - time_origin) * time_scale`.
+
+        Returns:
+            `NCacheRows` of `[B, S]` slots; occupied ones have their new states, empty ones zeros. Nothing is stored.
+
+        Raises:
+            ValueError: as `ncache_read`.
+
+        Gradient:
+            As `ncache_read`: to states, features, frequencies, phases and weights.
+
+        Cost:
+            As `ncache_read`.
+        """
         return ncache_read(
             self.keys,
             self.event_ids,

@@ -92,6 +92,26 @@ inline void check_index_vector(const char* op, const char* name, const Tensor& t
   check(tensor.is_contiguous(), op, ": ", name, " is not contiguous, must be; call .contiguous()");
 }
 
+/// The bytes of a contiguous tensor.
+struct MemoryOf {
+  uintptr_t begin, end;
+
+  MemoryOf(const Tensor& tensor)  // NOLINT: a tensor stands for its memory
+      : begin(reinterpret_cast<uintptr_t>(tensor.const_data_ptr())),
+        end(begin + static_cast<uintptr_t>(tensor.numel()) * tensor.element_size()) {}
+
+  bool overlaps(const MemoryOf& other) const {
+    return begin != end && other.begin != other.end && begin < other.end && other.begin < end;
+  }
+};
+
+/// Raises ValueError where a contiguous tensor lies in one that the op writes: what was checked could change under it.
+inline void check_apart(const char* op, const char* name, const MemoryOf& memory, const char* written_name,
+                        const MemoryOf& written) {
+  check(!memory.overlaps(written), op, ": ", name, " shares memory with ", written_name,
+        ", must have its own; pass a .clone() of it");
+}
+
 inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::new_empty(like, std::vector<int64_t>(shape), type);
 }

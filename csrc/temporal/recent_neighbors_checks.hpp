@@ -8,9 +8,10 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "anabranch/temporal/recent_neighbors.hpp"
-#include "torch.hpp"
+#include "temporal/id_checks.hpp"
 
 namespace anabranch {
 
@@ -138,9 +139,8 @@ struct RecentBatchArguments : RecentArguments {
           ", must be 0, 1 or 2; say which rows an event goes to");
     check_counter("latest", latest);
     check_counter("num_events", num_events);
-    for (const auto& [name, tensor] : {std::pair{"src", &src}, {"dst", &dst}, {"time", &time}})
-      check_apart(name, *tensor);
-    if (event_id) check_apart("event_id", *event_id);
+    check_apart({{"src", &src}, {"dst", &dst}, {"time", &time}});
+    if (event_id) check_apart({{"event_id", &*event_id}});
   }
 
   void take_queries(const Tensor& given, bool causal) {
@@ -151,7 +151,7 @@ struct RecentBatchArguments : RecentArguments {
           ": causal is set, must not be for rows of k slots; make them for causal "
           "lookups");
     queries = as_contiguous(given);
-    check_apart("queries", *queries);
+    check_apart({{"queries", &*queries}});
   }
 
   RecentEvents events() const {
@@ -166,13 +166,13 @@ struct RecentBatchArguments : RecentArguments {
   }
 
  private:
-  /// What is checked before writing must not change while writing.
-  void check_apart(const char* name, const Tensor& batch) const {
-    const auto begin = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()); };
-    const auto end = [&](const Tensor& t) { return begin(t) + t.numel() * sizeof(int64_t); };
-    for (const Tensor* state : {&rows, &latest, &num_events}) {
-      check(end(batch) <= begin(*state) || end(*state) <= begin(batch), op, ": ", name,
-            " shares memory with the state that is written, must have its own; pass a .clone() of it");
+  void check_apart(std::initializer_list<std::pair<const char*, const Tensor*>> batch) const {
+    const std::pair<const char*, MemoryOf> state[] = {{"rows", rows}, {"latest", latest}, {"num_events", num_events}};
+    for (const auto& [name, tensor] : batch) {
+      const MemoryOf memory(*tensor);
+      for (const auto& [written_name, written] : state) {
+        anabranch::check_apart(op, name, memory, written_name, written);
+      }
     }
   }
 };

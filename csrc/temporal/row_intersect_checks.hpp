@@ -2,11 +2,10 @@
 // graph.
 #pragma once
 
-#include <utility>
 #include <vector>
 
 #include "anabranch/temporal/row_intersect.hpp"
-#include "torch.hpp"
+#include "temporal/id_checks.hpp"
 
 namespace anabranch {
 
@@ -70,12 +69,11 @@ struct RowPairArguments {
     std::vector<bool> seen(static_cast<size_t>(nodes()));
     const int64_t* offsets = data<int64_t>(row_offsets);
     const int64_t* ids = data<int64_t>(column_ids);
-    for (const auto& [name, ends] : {std::pair("left", left), std::pair("right", right)}) {
-      const int64_t* numbers = data<int64_t>(ends);
+    check_ids(op, "left", left, nodes(), "pass nodes of the graph");
+    check_ids(op, "right", right, nodes(), "pass nodes of the graph");
+    for (const int64_t* numbers : {data<int64_t>(left), data<int64_t>(right)}) {
       for (int64_t p = 0; p < pairs(); ++p) {
         const int64_t node = numbers[p];
-        check(node >= 0 && node < nodes(), op, ": ", name, "[", p, "] is ", node, ", must be in [0, ", nodes(),
-              "); pass nodes of the graph");
         if (seen[node]) continue;
         seen[node] = true;
         check_row(op, node, offsets[node], offsets[node + 1], ids);

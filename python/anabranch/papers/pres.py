@@ -32,6 +32,7 @@ from anabranch.temporal import (
     MemoryCorrection,
     MemoryTable,
     NegativeSampler,
+    WholeState,
     average_precision,
     coherence_loss,
     load_edges,
@@ -40,7 +41,7 @@ from anabranch.temporal import (
 )
 
 
-class TGN(nn.Module):
+class TGN(WholeState):
     """Scores of links from memories and attention over the last events (TGN, arXiv 2006.10637), with or without PRES.
 
     Args:

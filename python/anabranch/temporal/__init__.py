@@ -21,6 +21,7 @@ from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments,
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
 from anabranch.temporal.signed_memory import SignedMemory
 from anabranch.temporal.splits import TimeSplit, events_at, hide_nodes, split_by_time, unseen_nodes
+from anabranch.temporal.whole_state import WholeState
 
 __all__ = [
     "EdgeList",
@@ -41,6 +42,7 @@ __all__ = [
     "SignedMemory",
     "TimeEncoder",
     "TimeSplit",
+    "WholeState",
     "average_precision",
     "coherence_loss",
     "csr_from_edges",

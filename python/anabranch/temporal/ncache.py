@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anabranch.core.arguments import check_same_device, dtype_name
 from anabranch.core.library import ops
 from anabranch.temporal.ncache_read import GruWeights, NCacheRows, ncache_read
+from anabranch.temporal.whole_state import WholeState, largest_id
 
 _TABLES = ("keys", "event_ids", "times", "states")
 
 
-class NCache(nn.Module):
+class NCache(WholeState):
     """The neighbourhood cache of NAT: per node 1 + M1 (+ M2) slots, of the node itself, of hop 1 and of hop 2.
 
     Args:
@@ -32,8 +33,8 @@ class NCache(nn.Module):
     are as if applied one by one.
 
     Buffers: `keys`, `event_ids`, `times` int64 `[N, S]`, -1 where empty, and `states` `[N, S, F]`. With them the seed,
-    the probability and the slots are in `state_dict`. A state of another number of nodes or of other slots is refused,
-    and nothing of it is loaded.
+    the probability and the slots are in `state_dict`. A state of another number of nodes, of other slots or of another
+    dtype is refused, and nothing of it is loaded.
 
     Source:
         Luo and Li, "Neighborhood-aware Scalable Temporal Network Representation Learning", arXiv 2209.01084. Different
@@ -246,43 +247,25 @@ class NCache(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.replace_probability, self.seed = float(state["replace_probability"]), int(state["seed"])
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        problem = self._problem_of({name: state_dict.get(prefix + name) for name in (*_TABLES, "_extra_state")})
-        if problem:
-            error_msgs.append(f"{prefix or 'NCache'}: {problem}.")
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+    def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
+        extra = given["_extra_state"]
+        if problem := self._problem_of_settings(extra):
+            yield f"_extra_state {problem}"
+        elif tuple(extra["slots"]) != self.slots:
+            yield f"slots is {tuple(extra['slots'])}, must be {self.slots}; make the cache with those of the saved one"
+        yield from super().state_problems(given)
+        if (node := largest_id(given, "keys")) >= self.num_nodes:
+            yield f"keys holds node {node}, must be below {self.num_nodes}; the state is damaged"
 
-    def _problem_of(self, given: dict[str, Any]) -> str:
-        """Why these are no cache that could be loaded here; nothing where they are one."""
-        missing = [name for name, value in given.items() if value is None]
-        if missing:
-            return "" if len(missing) == len(given) else f"{', '.join(missing)} of it are missing; load all of a cache"
-        slots = tuple(given["_extra_state"]["slots"])
-        if slots != self.slots:
-            return f"slots is {slots}, must be {self.slots} like the module's; make it with those"
-        for name in _TABLES:
-            shape = tuple(getattr(self, name).shape)
-            if tuple(given[name].shape) != shape:
-                return (
-                    f"{name} has shape {tuple(given[name].shape)}, must be {shape}; make the cache with as many nodes "
-                    "and as large states"
-                )
-        keys = given["keys"]
-        if keys.device.type != "meta" and keys.numel() and int(keys.max()) >= self.num_nodes:
-            return f"keys holds node {int(keys.max())}, must be below {self.num_nodes}; the state is damaged"
-        return ""
+    def _problem_of_settings(self, extra: Any) -> str:
+        if not isinstance(extra, dict) or set(extra) != set(self.get_extra_state()):
+            return f"is no dict of {', '.join(self.get_extra_state())}, must be; load what state_dict() gave"
+        slots, probability, seed = extra["slots"], extra["replace_probability"], extra["seed"]
+        fits = isinstance(slots, list | tuple) and all(type(length) is int for length in slots)
+        fits = fits and type(probability) in (float, int) and 0 <= probability <= 1
+        if fits and type(seed) is int and -(2**63) <= seed < 2**63:
+            return ""
+        return f"is {extra}, must hold slots, a probability and an int64; load what state_dict() gave"
 
 
 @torch.library.register_fake("anabranch::ncache_update")

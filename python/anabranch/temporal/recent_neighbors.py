@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import call_as, check_same_device, dtype_name
+from anabranch.core.arguments import call_as, check_same_device
 from anabranch.core.library import ops
-from anabranch.temporal.stream_state import WholeState
+from anabranch.temporal.whole_state import WholeState, described, has_values, largest_id
 
 _DIRECTIONS = {"both": 0, "out": 1, "in": 2}
 
@@ -28,11 +29,6 @@ class RecentEvents(NamedTuple):
 def _row_words(capacity: int) -> int:
     """As include/anabranch/temporal/recent_neighbors.hpp has it: three arrays and a count, in whole lines."""
     return (3 * capacity + 1 + 7) // 8 * 8
-
-
-def _described(tensor: Tensor) -> str:
-    values = f" {tensor.tolist()}" if tensor.numel() <= 2 and tensor.device.type != "meta" else ""
-    return f"{dtype_name(tensor.dtype)}{values} of shape {tuple(tensor.shape)}"
 
 
 class RecentNeighbors(WholeState):
@@ -57,7 +53,7 @@ class RecentNeighbors(WholeState):
             events of the node. 256 bytes a node for k = 10.
         latest: int64 `[1]`: the newest time so far.
         num_events: int64 `[1]`: how many events were inserted.
-        layout: int64 `[2]`: k and the slots of a row, so that a saved state is not taken for another.
+        layout: int64 `[3]`: k, the slots of a row and the direction, so that a saved state is not taken for another.
 
     Results and state are the same bit for bit for every number of threads, and on the CPU and a GPU. No call waits for
     a GPU. Nothing here is differentiable. On a GPU values are not checked: an event with a node out of range is
@@ -100,7 +96,7 @@ class RecentNeighbors(WholeState):
         )
         self.register_buffer("latest", torch.empty(1, dtype=torch.int64, device=device))
         self.register_buffer("num_events", torch.empty(1, dtype=torch.int64, device=device))
-        self.register_buffer("layout", torch.tensor([k, self._capacity], device=device))
+        self.register_buffer("layout", torch.tensor([k, self._capacity, self._direction], device=device))
         self.reset()
 
     @property
@@ -257,16 +253,14 @@ class RecentNeighbors(WholeState):
             f"allow_late={self.allow_late}"
         )
 
-    def _problem_of(self, name: str, given: Tensor, own: Tensor) -> str:
-        fits = given.shape == own.shape and given.dtype == own.dtype
-        if fits and name == "layout" and "meta" not in (given.device.type, own.device.type):
-            fits = given.tolist() == own.tolist()
-        if fits:
-            return ""
-        return (
-            f"is {_described(given)}, must be {_described(own)}; make the module with the num_nodes, k and causal "
-            "of the saved one"
-        )
+    def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
+        problems = list(super().state_problems(given))
+        yield from problems
+        layout, own, rows = given["layout"], [self.k, self._capacity, self._direction], given["rows"]
+        if not problems and has_values(layout) and layout.tolist() != own:
+            yield f"layout is {described(layout)}, must be {own}; make the module with k, causal and direction of that"
+        elif not problems and (node := largest_id({"rows": rows[:, : self._capacity]}, "rows")) >= self.num_nodes:
+            yield f"rows holds node {node}, must be below {self.num_nodes}; the state is damaged"
 
 
 @torch.library.register_fake("anabranch::recent_neighbors_clear")

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from anabranch.temporal.scatter import ordered_scatter_add_
-from anabranch.temporal.stream_state import WholeState, check_nodes, check_rows
+from anabranch.temporal.running_sums import RunningSums
+from anabranch.temporal.stream_state import check_nodes
 
 
-class RunningMoments(WholeState):
+class RunningMoments(RunningSums):
     """Count, sum and sum of squares of the increments of every node (PRES, arXiv 2402.04284).
 
     Args:
@@ -24,9 +24,6 @@ class RunningMoments(WholeState):
     [-1, 1] by the batch's extremes instead of dividing by a count, and copies the whole table for every batch.
     """
 
-    count: Tensor
-    sums: Tensor
-
     def __init__(
         self,
         num_nodes: int,
@@ -35,10 +32,7 @@ class RunningMoments(WholeState):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.num_nodes, self.dim = num_nodes, dim
-        self.register_buffer("count", torch.zeros(num_nodes, 1, dtype=torch.int64, device=device))
-        self.register_buffer("sums", torch.zeros(num_nodes, 2 * dim, dtype=dtype, device=device))
+        super().__init__(num_nodes, dim, 2 * dim, device=device, dtype=dtype)
 
     def update(self, nodes: Tensor, increments: Tensor) -> None:
         """Takes increments of nodes.
@@ -54,10 +48,8 @@ class RunningMoments(WholeState):
         Cost:
             Reads and writes 2 * dim sums of each node in the batch, and of no other.
         """
-        check_rows("update", self.sums, nodes.shape[0], self.dim, increments=increments)
-        with torch.no_grad():
-            ordered_scatter_add_(self.sums, nodes, torch.cat([increments, increments * increments], 1))
-            ordered_scatter_add_(self.count, nodes, torch.ones_like(nodes)[:, None])
+        self.check_update(nodes, increments=increments)
+        self.add(nodes, torch.cat([increments, increments * increments], 1))
 
     def mean(self, nodes: Tensor) -> Tensor:
         """The mean increments of nodes.
@@ -100,14 +92,6 @@ class RunningMoments(WholeState):
             `[n, dim]`; the gradient goes to previous alone.
         """
         return previous + self.mean(nodes)
-
-    def reset(self) -> None:
-        """Forgets all increments."""
-        self.count.zero_()
-        self.sums.zero_()
-
-    def extra_repr(self) -> str:
-        return f"num_nodes={self.num_nodes}, dim={self.dim}"
 
 
 class MemoryCorrection(nn.Module):

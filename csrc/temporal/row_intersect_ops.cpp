@@ -11,15 +11,21 @@ struct CpuRowSets {
   explicit CpuRowSets(const Tensor&) {}
 
   template <class T>
-  void sum(const RowPairs& problem, const T* x, int64_t width, T* out) const {
-    row_set_sum_cpu(problem, x, width, out);
+  void sum(const RowPairArguments& in, const RowSetWeights<T>& weights, const T* x, int64_t width, T* out) const {
+    row_set_sum_cpu(in.problem(), weights, x, width, out);
   }
   template <class T>
-  void sum_backward(const RowPairs& problem, const T* dout, int64_t width, T* dx) const {
-    row_set_sum_backward_cpu(problem, dout, width, dx);
+  void sum_backward(const RowPairArguments& in, const RowSetWeights<T>& weights, const T* dout, int64_t width,
+                    T* dx) const {
+    row_set_sum_backward_cpu(in.problem(), weights, dout, width, dx);
   }
-  void sets(const RowPairs& problem, int64_t capacity, int64_t seed, int64_t* ids, int64_t* sizes) const {
-    row_set_cpu(problem, capacity, seed, ids, sizes);
+  template <class T>
+  void dot(const RowPairArguments& in, const T* dout, const T* x, int64_t width, int64_t capacity, int64_t seed,
+           T* out) const {
+    row_set_dot_cpu(in.problem(), dout, x, width, capacity, seed, out);
+  }
+  void sets(const RowPairArguments& in, int64_t capacity, int64_t seed, int64_t* ids, int64_t* sizes) const {
+    row_set_cpu(in.problem(), capacity, seed, ids, sizes);
   }
 };
 
@@ -28,13 +34,16 @@ struct CpuRowSets {
 STABLE_TORCH_LIBRARY_FRAGMENT(anabranch, m) {
   m.def(
       "row_set_sum(Tensor x, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, bool "
-      "exclude_pair) -> Tensor");
+      "exclude_pair, Tensor? weights, SymInt seed) -> Tensor");
   m.def(
       "row_set_sum_backward(Tensor dout, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, "
-      "bool exclude_pair) -> Tensor");
+      "bool exclude_pair, Tensor? weights, SymInt seed) -> Tensor");
+  m.def(
+      "row_set_dot(Tensor dout, Tensor x, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, "
+      "bool exclude_pair, SymInt capacity, SymInt seed) -> Tensor");
   m.def(
       "row_set(Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, bool exclude_pair, SymInt "
-      "capacity, int seed) -> (Tensor ids, Tensor sizes)");
+      "capacity, SymInt seed) -> (Tensor ids, Tensor sizes)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(anabranch, CPU, m) { ANABRANCH_ROW_INTERSECT_OPS(m, CpuRowSets); }

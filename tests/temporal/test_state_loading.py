@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from anabranch.papers.nat import NAT
-from anabranch.papers.ncn import NCNC, Graph
 from anabranch.temporal import (
     MemoryCorrection,
     MemoryTable,
@@ -23,7 +22,6 @@ from anabranch.temporal import (
     RunningMoments,
     SignedMemory,
     WholeState,
-    csr_from_edges,
 )
 
 NODES, DIM, RAW = 12, 5, 3
@@ -237,18 +235,6 @@ def test_saved_while_training_and_loaded_in_eval_mode_is_saved_after_eval(kind: 
     training = make()
     training.load_state_dict(waiting)
     assert same(values_of(training), waiting)
-
-
-def test_the_samples_of_ncnc_go_on() -> None:
-    graph = Graph(*csr_from_edges(*torch.randint(0, 40, (2, 300)), 40))
-    x, left, right = torch.randn(40, 6), *torch.randint(0, 40, (2, 9))
-    model = NCNC(6, 8, train_samples=1)
-    for _ in range(3):
-        model(x, graph, left, right)
-    other = NCNC(6, 8, train_samples=1)
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(x, graph, left, right), model(x, graph, left, right))
-    assert other.calls == 4
 
 
 @pytest.mark.cpu

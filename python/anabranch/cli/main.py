@@ -35,6 +35,14 @@ def main(arguments: list[str]) -> int:
         help="of temporal: src dst time [features...], CSV or Parquet; default: one is generated",
     )
     demo.add_argument("--epochs", type=int, default=1, help="of temporal: passes over the stream (default 1)")
+    demo.add_argument(
+        "--hide-nodes",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="of temporal: nodes to leave out of training for the inductive test, 0.1 in NAT's paper (default 0: new "
+        "nodes alone)",
+    )
     demo.add_argument("--out", type=Path, default=Path("report.html"), help="default report.html")
     demo.add_argument("--seed", type=int, default=0)
     bench = commands.add_parser("bench", help="time the kernels beside their peers and the machine's limit")
@@ -93,7 +101,9 @@ def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
         if options.job == "temporal":
             from anabranch.cli.demo_temporal import run as run_temporal
 
-            return run_temporal(options.minutes, options.edges, options.epochs, options.out, options.seed)
+            return run_temporal(
+                options.minutes, options.edges, options.epochs, options.out, options.seed, options.hide_nodes
+            )
         if options.job == "mixers":
             from anabranch.cli.demo_mixers import run
         elif options.job == "index":

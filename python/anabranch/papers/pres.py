@@ -120,8 +120,7 @@ def run(
 ) -> LinkMetrics:
     """Trains in batches of that size on the first 70 % of the stream and tests on the last 15 %, in batches of 200.
 
-    gamma, the share of the prediction, is learned from its start. 0.1 is ours: from 0.9 memories hardly hear of events,
-    and on UCI the result is below that without a correction.
+    gamma, the share of the prediction, is learned from its start; see `MemoryCorrection` for why that is 0.1.
     """
     torch.manual_seed(seed)
     train, validation, test = split_by_time(edges)

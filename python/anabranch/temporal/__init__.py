@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anabranch.temporal.csr import csr_from_edges
 from anabranch.temporal.edge_files import load_edges
 from anabranch.temporal.edge_list import EdgeList
 from anabranch.temporal.memory_table import MemoryTable
@@ -14,7 +15,7 @@ from anabranch.temporal.pair_encode import pair_encode
 from anabranch.temporal.pair_join import pair_join
 from anabranch.temporal.random_projections import RandomProjections
 from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
-from anabranch.temporal.row_intersect import csr_from_edges, gather_sum, row_set, row_set_sum
+from anabranch.temporal.row_intersect import row_set, row_set_sum
 from anabranch.temporal.running_mean import RunningMean, degree_encoding, masked_mean_sum
 from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments, coherence_loss
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
@@ -47,7 +48,6 @@ __all__ = [
     "csr_from_edges",
     "degree_encoding",
     "events_at",
-    "gather_sum",
     "gru_weights",
     "hide_nodes",
     "hits_at",

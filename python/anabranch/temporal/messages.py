@@ -29,6 +29,7 @@ class TimeEncoder(nn.Module):
         self.lin.reset_parameters()
 
     def forward(self, t: Tensor) -> Tensor:
+        """The waves at times t `[...]`: `[n, out_channels]` for n times; differentiable in t and the parameters."""
         weight, bias = self.lin.weight, self.lin.bias
         angle = torch.addcmul(bias.double(), t.double().reshape(-1, 1), weight[:, 0].double())
         turns = (angle.detach() / math.tau).round()
@@ -44,6 +45,16 @@ class IdentityMessage(nn.Module):
         self.out_channels = raw_msg_dim + 2 * memory_dim + time_dim
 
     def forward(self, z_src: Tensor, z_dst: Tensor, raw_msg: Tensor, t_enc: Tensor) -> Tensor:
+        """Messages of m events.
+
+        Args:
+            z_src, z_dst: `[m, memory_dim]`, the memories of the node that the message is for and of the other end.
+            raw_msg: `[m, raw_msg_dim]`, the events' features.
+            t_enc: `[m, time_dim]`, the encoded time since the node's last update.
+
+        Returns:
+            `[m, out_channels]`; differentiable in all four.
+        """
         return torch.cat([z_src, z_dst, raw_msg, t_enc], -1)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import check_same_device, dtype_name
+from anabranch.core.arguments import check_same_device
 from anabranch.core.library import ops
 from anabranch.temporal.ncache_read import GruWeights, NCacheRows, ncache_read
+from anabranch.temporal.ncache_settings import check_settings, problem_of_settings
 from anabranch.temporal.whole_state import WholeState, largest_id
 
 _TABLES = ("keys", "event_ids", "times", "states")
@@ -58,24 +59,7 @@ class NCache(WholeState):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if num_nodes < 0:
-            raise ValueError(f"NCache: num_nodes is {num_nodes}, must be at least 0; pass the number of nodes")
-        if len(slots) not in (1, 2) or min(slots) < 1:
-            raise ValueError(
-                f"NCache: slots is {tuple(slots)}, must be 1 or 2 positive numbers; pass those of each hop"
-            )
-        if state_size < 1:
-            raise ValueError(f"NCache: state_size is {state_size}, must be positive; pass the numbers of a state")
-        if not 0 <= replace_probability <= 1:
-            raise ValueError(
-                f"NCache: replace_probability is {replace_probability}, must be in [0, 1]; it is a probability"
-            )
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"NCache: seed is {seed}, must be an int64; take another")
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            raise ValueError(
-                f"NCache: dtype is {dtype_name(dtype)}, must be float32, bfloat16, float16 or float64; pass one of them"
-            )
+        check_settings(num_nodes, slots, state_size, replace_probability, seed, dtype)
         self.slots = tuple(slots)
         self.replace_probability = float(replace_probability)
         self.seed = seed
@@ -121,7 +105,21 @@ class NCache(WholeState):
         time_origin: int = 0,
         time_scale: float = 1.0,
     ) -> NCacheRows:
-        """The slots of nodes, states brought up to date: `ncache_read` of this cache."""
+        """The slots of nodes, states brought up to date by a GRU: `ncache_read` of this cache.
+
+        Args:
+            nodes: int64 `[B]`.
+            node_features: `[num_nodes, D]`, by neighbour.
+            edge_features: `[events, De]` by event id, or None.
+            frequency, phase: `[Dt]`, of the cosines of time.
+            gru: the weights that every slot's GRU shares, of `gru_weights`.
+            time_origin, time_scale: an event's time t enters as `(t - time_origin) * time_scale`.
+
+        Returns:
+            `NCacheRows` of `[B, S]` slots; occupied ones have their new states, empty ones zeros. Nothing is stored.
+
+        Raises, Gradient, Cost: as `ncache_read`.
+        """
         return ncache_read(
             self.keys,
             self.event_ids,
@@ -228,23 +226,13 @@ class NCache(WholeState):
 
     def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
         extra = given["_extra_state"]
-        if problem := self._problem_of_settings(extra):
+        if problem := problem_of_settings(extra):
             yield f"_extra_state {problem}"
         elif tuple(extra["slots"]) != self.slots:
             yield f"slots is {tuple(extra['slots'])}, must be {self.slots}; make the cache with those of the saved one"
         yield from super().state_problems(given)
         if (node := largest_id(given, "keys")) >= self.num_nodes:
             yield f"keys holds node {node}, must be below {self.num_nodes}; the state is damaged"
-
-    def _problem_of_settings(self, extra: Any) -> str:
-        if not isinstance(extra, dict) or set(extra) != set(self.get_extra_state()):
-            return f"is no dict of {', '.join(self.get_extra_state())}, must be; load what state_dict() gave"
-        slots, probability, seed = extra["slots"], extra["replace_probability"], extra["seed"]
-        fits = isinstance(slots, list | tuple) and all(type(length) is int for length in slots)
-        fits = fits and type(probability) in (float, int) and 0 <= probability <= 1
-        if fits and type(seed) is int and -(2**63) <= seed < 2**63:
-            return ""
-        return f"is {extra}, must hold slots, a probability and an int64; load what state_dict() gave"
 
 
 @torch.library.register_fake("anabranch::ncache_update")

@@ -89,7 +89,20 @@ class RandomProjections(WholeState):
         self.now.copy_(now)
 
     def rows(self, nodes: Tensor) -> Tensor:
-        """`[n, num_levels + 1, dim]`: the rows of nodes int64 `[n]`, faded until `now`."""
+        """The rows of nodes, faded until `now`.
+
+        Args:
+            nodes: int64 `[n]`.
+
+        Returns:
+            `[n, num_levels + 1, dim]`, a copy without gradient; level 0 is random and does not fade.
+
+        Raises:
+            ValueError: another dtype, shape or device; nodes out of range (CPU).
+
+        Cost:
+            Reads and writes n rows of num_levels + 1 vectors.
+        """
         check_nodes("rows", self.num_nodes, self.table, nodes=nodes)
         age = (self.now - self.last_time[nodes]).clamp_min(0)  # of a node without events anything: its levels are 0
         level = torch.arange(self.num_levels + 1, device=nodes.device)

@@ -53,7 +53,20 @@ class RunningMean(RunningSums):
         self.add(nodes, values)
 
     def forward(self, nodes: Tensor) -> Tensor:
-        """`[n, dim]`: the means of nodes int64 `[n]`; 0 for one that got nothing."""
+        """The means of nodes.
+
+        Args:
+            nodes: int64 `[n]`.
+
+        Returns:
+            `[n, dim]`, a copy without gradient; 0 for a node that got nothing.
+
+        Raises:
+            ValueError: another dtype, shape or device; nodes out of range (CPU).
+
+        Cost:
+            Reads n rows of sums and counts.
+        """
         check_nodes("forward", self.num_nodes, self.sums, nodes=nodes)
         return self.sums[nodes] / self.count[nodes].clamp_min(1)
 

@@ -69,7 +69,7 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--threads", nargs="+", type=int, help="default: one, then all; with --quick one; on a GPU as torch has them"
     )
-    bench.add_argument("--repeats", type=int, help="default 5; of index 3; with --quick 3, of index and temporal 1")
+    bench.add_argument("--repeats", type=int, help="default 5; of index, and with --quick, 3")
     bench.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     bench.add_argument("--quick", action="store_true", help="one small shape for each mode; all rooms in two minutes")
     bench.add_argument("--without", nargs="+", default=[], help="contenders to leave out, like compiled of mixers")

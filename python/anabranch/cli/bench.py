@@ -20,7 +20,6 @@ import itertools
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -86,13 +85,13 @@ def _measure_rooms(settings: Settings, device: torch.device, record: Record) -> 
     limits = limiter.now("limits")
     for position, name in enumerate(settings.rooms, 1):
         room, repeats = ROOMS[name], settings.repeats_of(name)
-        shape = room.quick_shape if settings.quick else room.shape
+        shape = settings.shape_of(name)
         of_room = RoomRecord(name, room.unit, dataclasses.asdict(shape), repeats, limits)
         record.rooms.append(of_room)
         torch.manual_seed(0)
         status.line(f"{name}, room {position} of {len(settings.rooms)}")
         print(f"\n{name}: {shape}; median of {repeats}\n{room.header()}", flush=True)
-        for row in _rows(settings, name, shape, device, limits, status):
+        for row in measured_rows(settings, name, device, limits, status):
             status.clear()
             print(room.format_row(row), flush=True)
             of_room.rows.append(row)
@@ -109,9 +108,10 @@ def _measure_rooms(settings: Settings, device: torch.device, record: Record) -> 
             of_room.limits_after = limits
 
 
-def _rows(
-    settings: Settings, name: str, shape: Any, device: torch.device, limits: FoundLimits, status: StatusLine
+def measured_rows(
+    settings: Settings, name: str, device: torch.device, limits: FoundLimits, status: StatusLine
 ) -> Iterator[Row]:
+    """The rows of one room, each as soon as it is measured. Leaves the number of threads changed."""
     room, repeats = ROOMS[name], settings.repeats_of(name)
     stopwatch = CpuStopwatch() if device.type == "cpu" else CudaStopwatch(device)
     for dtype in DTYPES:
@@ -119,7 +119,7 @@ def _rows(
         if not modes:
             continue
         status.show(f"{name}: {dtype}")
-        loaded = room.load(shape, DTYPES[dtype], device)
+        loaded = room.load(settings.shape_of(name), DTYPES[dtype], device)
         workload: Workload | None = None
         for mode in modes:
             trains = mode in room.with_gradients

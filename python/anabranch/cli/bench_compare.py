@@ -2,8 +2,9 @@
 
 Rows are matched by room, shape, workload, dtype, threads, tokens and contender. Times are not compared, but shares of
 the limit that was measured beside them: machines differ, and one machine's hours do. A share has fallen when it lost
-more than the largest of the contender's two spreads, of what the limits moved during either run, and of a tenth (where it ran only once: of three tenths). Only
-what fell of ours is a regression; a peer that fell says that the machine or the peer is another.
+more than the largest of the contender's two spreads, of what the limits moved during either run, and of a tenth (of
+three tenths where it ran only once). Only what fell of ours is a regression; a peer that fell says that the machine or
+the peer is another.
 """
 
 from __future__ import annotations

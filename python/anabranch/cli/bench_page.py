@@ -22,10 +22,11 @@ _STYLE = """
 body{color:var(--ink);background:var(--paper);max-width:1200px;overflow-wrap:anywhere}
 h2{font-size:1.35rem;margin-top:2.6rem}h3{font-size:1rem;margin:.2rem 0}.note{color:var(--soft)}
 nav a{margin-right:1rem}a{color:inherit}td,th{border-color:var(--faint);white-space:nowrap;padding-right:.9rem}
-td:not(.name),th:not(.name){text-align:right;font-variant-numeric:tabular-nums}
+td,th{text-align:right;font-variant-numeric:tabular-nums}
+.rows :is(td,th):nth-child(2),.held :is(td,th):first-child{text-align:left}figure{margin:0}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));gap:1.2rem}
 .panels svg{display:block;min-width:0;width:100%;max-width:520px}
-svg text{fill:var(--ink);stroke:var(--paper)}svg .number{font-weight:600}svg .bound{fill:var(--soft)}
+svg text{font-size:13px;fill:var(--ink);stroke:var(--paper)}svg .number{font-weight:600}svg .bound{fill:var(--soft)}
 svg .grid{stroke:var(--faint)}svg .rail{stroke:var(--faint);stroke-width:2}
 svg .roof{stroke:var(--roof);stroke-width:2;fill:none}svg .lead{stroke:var(--soft);stroke-width:.6}
 svg .mark{stroke:var(--paper)}.key{display:inline-block;margin-right:1.1rem;white-space:nowrap}
@@ -34,11 +35,11 @@ svg .mark{stroke:var(--paper)}.key{display:inline-block;margin-right:1.1rem;whit
 
 def page(record: Record) -> str:
     """The whole page, with nothing outside it."""
+    machine = record.machine
+    versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
+    took = f"{record.seconds:.0f} s" + (", --quick" if record.quick else "")
     about = [
-        f"{record.machine['device']}, {record.machine.get('cores', '?')} cores, {record.machine.get('cpu_kernels', '')}; "
-        + ", ".join(f"{package} {version}" for package, version in record.versions.items())
-        + f"; {record.seconds:.0f} s"
-        + (", --quick" if record.quick else "")
+        f"{machine['device']}, {machine['cores']} cores, CPU kernels: {machine['cpu_kernels']}; {versions}; {took}"
     ]
     if record.interrupted:
         about.append("Interrupted: the last room is not complete.")
@@ -71,9 +72,9 @@ def _room(room: RoomRecord) -> Iterator[str]:
             yield f"<figure><h3>{on}</h3>{roofline(with_flops, limits, peers)}</figure>"
         if others := [(number, row) for number, row in own if not has_roofline(row)]:
             yield f"<figure><h3>{on}: rates</h3>{rates(others, limits, peers, room.unit)}</figure>"
-    yield f"</div>{_table(room)}"
+    yield f"</div><div class=rows>{_table(room)}</div>"
     if room.bars:
-        yield "<h3>Held to</h3>" + html_table(_bars(room))
+        yield f"<h3>Held to</h3><div class=held>{html_table(_bars(room))}</div>"
     yield "</section>"
 
 
@@ -118,9 +119,11 @@ def _table(room: RoomRecord) -> str:
     rated = any(isinstance(row, IndexRow) for row in room.rows)
     measured = "thousand/s" if rated else "ms"
     rows: list[tuple[str, ...]] = [
-        ("#", "workload", "dtype", "threads", room.unit, "ours", measured, "spread")
-        + tuple(f"x {name}" for name in others)
-        + (f"limit {measured}", "of limit")
+        (
+            *("#", "workload", "dtype", "threads", room.unit, "ours", measured, "spread"),
+            *(f"x {name}" for name in others),
+            *(f"limit {measured}", "of limit"),
+        )
     ]
     for number, row in enumerate(room.rows, 1):
         share = row.of_limit(row.ours)

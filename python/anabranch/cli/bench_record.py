@@ -159,7 +159,7 @@ _WHEN = ("limits", "limits_after")
 
 def _read_row(content: Mapping[str, Any]) -> Row:
     target = content.get("target")
-    row = _made(IndexRow if "p99_ns" in content else Row, content | {"target": target and _made(Target, target)})
+    row = _made(IndexRow if "p99_ns" in content else Row, {**content, "target": target and _made(Target, target)})
     times = [row.limit_ms + 1, *row.medians_ms.values()]
     if not all(time > 0 for time in times) or row.spreads.keys() != row.medians_ms.keys():
         raise ValueError(f"row {row.workload!r} has times that are not positive or have no spread")

@@ -16,8 +16,8 @@ from anabranch.cli.bench_rows import Row
 from anabranch.cli.machine import Limits
 
 WIDTH, HEIGHT = 400, 320  # a phone's width: letters of 12 stay readable
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 8, 16, 40
-_LABEL = (13.0, 11.0)  # room for a row's number
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 8, 18, 40
+_LABEL = (12.0, 12.0)  # room for a row's number
 
 Numbered = Sequence[tuple[int, Row]]
 """Rows with their numbers in the room's table."""
@@ -104,7 +104,7 @@ def _roof(axes: _Axes, limits: Limits) -> Iterator[str]:
     angle = math.degrees(math.atan2(top[1] - start[1], top[0] - start[0]))
     x, y = (start[0] + top[0]) / 2, (start[1] + top[1]) / 2
     yield (
-        f'<text class="bound" transform="translate({x:.1f} {y - 6:.1f}) rotate({angle:.1f})" text-anchor="middle">'
+        f'<text class="bound" transform="translate({x:.1f} {y - 9:.1f}) rotate({angle:.1f})" text-anchor="middle">'
         f"{limits.bandwidth / 1e9:.1f} GB/s</text>"
     )
 
@@ -113,7 +113,7 @@ def _labels(points: Sequence[tuple[float, float, int]]) -> Iterator[str]:
     """Each row's number beside its point, where it covers no other point and no other number; else a little away."""
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in points]
     for x, y, number in points:
-        width, height = _LABEL[0] + 6 * (len(str(number)) - 1), _LABEL[1]
+        width, height = _LABEL[0] + 7 * (len(str(number)) - 1), _LABEL[1]
         best = None
         for distance in (10, 18, 28, 40, 54):
             for turn in range(12):

@@ -96,7 +96,7 @@ _MIXERS_TOKENS: _Tokens = {
 
 _MIXERS_QUICK: _Tokens = {
     "forward": [256],
-    "matrix": [4096],
+    "matrix": [1024],
     "training": [256],
     "matrix_training": [1024],
     "model": [128],
@@ -197,21 +197,21 @@ ROOMS = {
         measure=measure_rates,
         bars=index_bars,
         repeats=3,
-        quick_repeats=1,
         unit="keys",
     ),
     "temporal": Room(
         "temporal",
         tuple(_TEMPORAL_BATCHES),
         TemporalShape(),
-        TemporalShape(nodes=2000, few_nodes=300, edges=4000, seen=300, events=200, uci=False),
+        TemporalShape(nodes=200_000, few_nodes=300, edges=100_000, seen=300, events=200, uci=False),
         Temporal,
         tables.temporal_header,
         tables.temporal_row,
         {
             "cpu": _TEMPORAL_BATCHES,
             "cuda": _TEMPORAL_BATCHES,
-            "quick": {mode: [100] for mode in _TEMPORAL_BATCHES},
+            "quick": _TEMPORAL_BATCHES
+            | {"ring": [1000], "nat": [100], "pairs": [1024], "cache": [100], "memory": [200]},
         },
         (),
         ("ring", "ring C++", "torch", "dim=0", "PyG"),
@@ -221,7 +221,6 @@ ROOMS = {
         one_thread=("ring", "nat", "cache", "memory"),
         measure=measure_warm,
         bars=temporal_bars,
-        quick_repeats=1,
         unit="events or pairs",
     ),
 }

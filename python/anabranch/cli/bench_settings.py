@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +51,9 @@ class Settings:
             return self.dtypes
         both = self.device == "cpu" and not self.quick and mode in ROOMS[room].both_dtypes
         return ["bfloat16", "float32"] if both else ["bfloat16"]
+
+    def shape_of(self, room: str) -> Any:
+        return ROOMS[room].quick_shape if self.quick else ROOMS[room].shape
 
     def tokens_of(self, room: str, mode: str) -> list[int]:
         return self.tokens or ROOMS[room].tokens["quick" if self.quick else self.device][mode]

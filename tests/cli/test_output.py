@@ -78,7 +78,7 @@ def test_where_nothing_can_be_written_no_work_begins(
 
 def test_ctrl_c_leaves_whole_files(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command("bench", "skip", "index", "--quick", "--out", tmp_path),
+        command("bench", "skip", "--quick", "--out", tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-OURS_COLOR = "#2f6db3"
+OURS_COLOR = "#3a7fcb"
 OURS_MARK = ("disc", OURS_COLOR)
 # Name, its shape and colour; shapes differ so that no one needs to tell colours apart.
 MARKS = {
-    "int8": ("diamond", "#7a4fb5"),
+    "int8": ("diamond", "#9266cc"),
     "unpacked": ("line", "#17859b"),
     "torch": ("circle", "#d9822b"),
-    "transformers": ("square", "#b5403a"),
+    "transformers": ("square", "#cd5149"),
     "eager": ("circle", "#d9822b"),
-    "naive": ("square", "#b5403a"),
-    "onednn": ("diamond", "#7a4fb5"),
+    "naive": ("square", "#cd5149"),
+    "onednn": ("diamond", "#9266cc"),
     "grouped": ("circle", "#2e8b57"),
-    "compiled": ("square", "#b5403a"),
-    "apart": ("diamond", "#7a4fb5"),
-    "std::map": ("square", "#b5403a"),
-    "numpy": ("square", "#b5403a"),
-    "sortedcontainers": ("diamond", "#7a4fb5"),
+    "compiled": ("square", "#cd5149"),
+    "apart": ("diamond", "#9266cc"),
+    "std::map": ("square", "#cd5149"),
+    "numpy": ("square", "#cd5149"),
+    "sortedcontainers": ("diamond", "#9266cc"),
     "BTrees": ("line", "#17859b"),
     "dict": ("circle", "#2e8b57"),
-    "ring": ("square", "#b5403a"),
+    "ring": ("square", "#cd5149"),
     "ring C++": ("circle", "#2e8b57"),
     "dim=0": ("line", "#17859b"),
-    "PyG": ("diamond", "#7a4fb5"),
+    "PyG": ("diamond", "#9266cc"),
 }
 NAMES = {"int8": "int8, of its own limit"}
 

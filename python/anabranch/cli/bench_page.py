@@ -49,8 +49,8 @@ def page(record: Record) -> str:
     parts += [
         "<nav>" + "".join(f'<a href="#{room.room}">{room.room}</a>' for room in record.rooms) + "</nav>",
         "<p>A point's height under the roof is the share of the machine's measured limit that it reaches; numbers are "
-        "those of the rows in the table below each picture. Ratios are a peer's time over ours: above 1, ours is "
-        "faster.</p>",
+        "those of the rows in the table below each picture. Of rates an upright line is the limit: of arithmetic, "
+        "bandwidth or cache lines from random places. Ratios are a peer's time over ours: above 1, ours is faster.</p>",
     ]
     for room in record.rooms:
         parts += _room(room)

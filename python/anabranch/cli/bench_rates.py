@@ -1,7 +1,7 @@
 """Rates beside their roofs, for rows that have no FLOPs or no bytes to draw a roofline of.
 
 A row is one line of the picture: a mark for each contender at its rate, and an upright line where the machine's limit
-is: random cache lines, bandwidth or arithmetic, as named beside it.
+is: cache lines from random places, bandwidth or arithmetic, as named beside it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _line(
     middle = y + 24
     share = row.of_limit(row.ours)
     verdict = f"{share:.0%} of {bound(row, limits)}" if share else "no limit here"
-    yield text(_LEFT, y + 13, f"{number}  {row.workload}, {row.tokens}", "start", "number")
+    yield text(_LEFT, y + 13, f"{number}  {row.workload}, {row.tokens:,}", "start", "number")
     yield text(WIDTH - _RIGHT, y + 13, verdict, "end")
     yield f'<line class="rail" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{middle}" y2="{middle}"/>'
     for _, roof in _roof(row):
@@ -90,6 +90,6 @@ def bound(row: Row, limits: Limits) -> str:
     seconds = {
         "arithmetic": row.flops / limits.peak,
         "bandwidth": row.nbytes / limits.bandwidth,
-        "random lines": row.lines / limits.lines if limits.lines else 0.0,
+        "lines": row.lines / limits.lines if limits.lines else 0.0,
     }
     return max(seconds, key=lambda kind: seconds[kind])

@@ -98,7 +98,8 @@ def test_bad_arguments_end_before_training(
 
 
 def test_missing_transformers_is_named_with_its_remedy(tmp_path: Path) -> None:
-    hidden = "import sys; sys.modules['transformers'] = None; from anabranch.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    hidden = "import sys; sys.modules['transformers'] = None; from anabranch.cli.main import main; "
+    hidden += "sys.exit(main(sys.argv[1:]))"
     arguments = [sys.executable, "-c", hidden, "demo", "--job", "skip", "--out", str(tmp_path / "report.html")]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2

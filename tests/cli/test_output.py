@@ -94,7 +94,8 @@ def test_ctrl_c_leaves_whole_files(tmp_path: Path) -> None:
     assert errors.splitlines()[-1].startswith("python -m anabranch bench: interrupted; ")
     assert {path.name for path in tmp_path.iterdir()} == {"bench.json", "bench.html", "skip.svg"}
     assert '"interrupted": true' in (tmp_path / "bench.json").read_text()
-    assert "Interrupted" in (tmp_path / "bench.html").read_text()
+    page = (tmp_path / "bench.html").read_text()
+    assert "Interrupted" in page and "not measured again at the end" in page
 
 
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:

@@ -92,10 +92,10 @@ def _measure_rooms(settings: Settings, device: torch.device, record: Record) -> 
         status.line(f"{name}, room {position} of {len(settings.rooms)}")
         print(f"\n{name}: {shape}; median of {repeats}\n{room.header()}", flush=True)
         for row in measured_rows(settings, name, device, limits, status):
-            status.clear()
-            print(room.format_row(row), flush=True)
             of_room.rows.append(row)
             of_room.bars = room.bars(of_room.rows)
+            status.clear()
+            print(room.format_row(row), flush=True)
         status.clear()
         for text in bar_lines(of_room.bars):
             print(text, flush=True)

@@ -92,10 +92,8 @@ def _limits(room: RoomRecord) -> str:
         if one.lines and ROOMS[room.room].lines:
             parts.append(f"{one.lines / 1e6:.0f} million random lines/s")
         drift = max(room.drift(dtype, threads) for dtype in used)
-        lines.append(
-            f"Limits of {threads} thread{'s' if threads > 1 else ''}: {', '.join(parts)}; at the end they were up to "
-            f"{drift:.0%} away."
-        )
+        end = f"at the end they were up to {drift:.0%} away" if room.limits_after else "not measured again at the end"
+        lines.append(f"Limits of {threads} thread{'s' if threads > 1 else ''}: {', '.join(parts)}; {end}.")
     return "<br>".join(lines)
 
 

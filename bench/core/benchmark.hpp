@@ -75,7 +75,9 @@ class Case {
     for (const auto& arguments : all_) {
       std::string name = name_;
       for (std::size_t i = 0; i < arguments.size(); ++i) {
-        name += "/" + (i < names_.size() ? names_[i] + ":" : "") + std::to_string(arguments[i]);
+        name += '/';
+        if (i < names_.size()) name.append(names_[i]).append(1, ':');
+        name += std::to_string(arguments[i]);
       }
       if (name.find(filter) == std::string::npos) continue;
       for (int64_t iterations = 1;;) {

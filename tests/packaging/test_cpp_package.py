@@ -52,6 +52,16 @@ def test_another_version_is_refused_by_name(prefix: Path, tmp_path: Path) -> Non
     assert "anabranchConfig.cmake, version: 0.1" in said
 
 
-def test_without_python_nobody_looks_for_it(tmp_path: Path) -> None:
-    cmake("-S", ROOT, "-B", tmp_path, "-G", "Ninja", "-DANABRANCH_PYTHON=OFF")
-    assert "Python_EXECUTABLE" not in (tmp_path / "CMakeCache.txt").read_text()  # and torch is found through Python
+def test_as_a_folder_of_another_project(tmp_path: Path) -> None:
+    """Configured without a look for Python, through which torch would be found; the kernels are of another build."""
+    (tmp_path / "CMakeLists.txt").write_text(f"""
+        cmake_minimum_required(VERSION 3.24)
+        project(p LANGUAGES CXX)
+        add_subdirectory({ROOT} anabranch)
+        file(WRITE ${{CMAKE_BINARY_DIR}}/main.cpp "int main() {{ return 0; }}")
+        add_executable(main ${{CMAKE_BINARY_DIR}}/main.cpp)
+        target_link_libraries(main PRIVATE anabranch::kernels)
+    """)
+    cmake("-S", tmp_path, "-B", tmp_path / "build", "-G", "Ninja", f"-DANABRANCH_KERNELS={BUILDS[-1]}")
+    assert "Python_EXECUTABLE" not in (tmp_path / "build/CMakeCache.txt").read_text()
+    cmake("--build", tmp_path / "build", "--target", "main")

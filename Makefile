@@ -55,14 +55,16 @@ isa-test: build
 	    tests/integrations/test_transformers.py; \
 	done
 
-# The C++ tests: the CPU kernels on every instruction set, and the CUDA kernels on the host harness; the C++ benchmarks
-# are built beside them. SANITIZE=address,undefined builds the tests apart with those sanitizers; SANITIZE=thread those
-# of the CPU kernels.
+# The C++ tests: the CPU kernels on every instruction set, and (unless HARNESS=OFF) the CUDA kernels on the host harness;
+# the C++ benchmarks are built beside them. SANITIZE=address,undefined builds the tests apart with those sanitizers;
+# SANITIZE=thread those of the CPU kernels.
+HARNESS ?= ON
 COMMA := ,
 CPP_BUILD = build/cpp$(if $(SANITIZE),-$(subst $(COMMA),-,$(SANITIZE)))
 cpp-test: $(VENV)/tools
-	$(VENV)/bin/cmake -S . -B $(CPP_BUILD) -G Ninja -DANABRANCH_TESTS=ON -DANABRANCH_PYTHON=OFF \
-	  -DANABRANCH_SANITIZE=$(SANITIZE) -DANABRANCH_BENCH=$(if $(SANITIZE),OFF,ON) -DANABRANCH_KERNELS=$(KERNELS) > /dev/null
+	$(VENV)/bin/cmake -S . -B $(CPP_BUILD) -G Ninja -DANABRANCH_TESTS=ON -DANABRANCH_HARNESS=$(HARNESS) \
+	  -DANABRANCH_PYTHON=OFF -DANABRANCH_SANITIZE=$(SANITIZE) -DANABRANCH_BENCH=$(if $(SANITIZE),OFF,ON) \
+	  -DANABRANCH_KERNELS=$(KERNELS) > /dev/null
 	$(VENV)/bin/ninja -C $(CPP_BUILD) -j $(JOBS) --quiet
 	$(VENV)/bin/ctest --test-dir $(CPP_BUILD) --output-on-failure -j $(JOBS) --quiet
 

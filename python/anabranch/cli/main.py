@@ -8,9 +8,6 @@ from pathlib import Path
 import torch
 
 import anabranch
-from anabranch.core.library import ops
-
-_ISA_NAMES = ("portable", "AVX2", "AVX-512", "AVX-512 BF16")
 
 
 def main(arguments: list[str]) -> int:
@@ -73,7 +70,9 @@ def main(arguments: list[str]) -> int:
     bench.add_argument("--svg", type=Path, help="draw the percentages of the limit into this file")
     options = parser.parse_args(arguments)
     if options.command == "info":
-        return info()
+        from anabranch.cli.info import main as info
+
+        return info(arguments)
     if options.command == "bench":
         return _bench(bench, options)
     return _demo(demo, options)
@@ -151,12 +150,3 @@ def _bench(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
             svg=options.svg,
         )
     )
-
-
-def info() -> int:
-    """Prints versions, the CPU path in use and whether there are CUDA kernels."""
-    print(f"anabranch     {anabranch.__version__}")
-    print(f"torch         {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"CPU kernels   {_ISA_NAMES[ops.cpu_isa()]}")
-    print(f"CUDA kernels  {'yes' if anabranch.has_cuda_kernels else 'no (built without nvcc)'}")
-    return 0

@@ -14,7 +14,13 @@ def _load(name: str) -> bool:
     spec = importlib.util.find_spec(f"anabranch.{name}")
     if spec is None or spec.origin is None:
         return False
-    torch.ops.load_library(spec.origin)
+    try:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:
+        raise ImportError(
+            f"{spec.origin} does not load with torch {torch.__version__}, must be built for this system and torch 2.10 "
+            f"or later; reinstall anabranch, or torch ({error})"
+        ) from error
     return True
 
 

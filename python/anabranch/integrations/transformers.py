@@ -13,9 +13,9 @@ from anabranch.experts.grouped_mm import routed_mm
 from anabranch.experts.packed_cache import PackedCache
 from anabranch.integrations.mixers import patch_mixers, restore_mixers
 
-__all__ = ["experts_forward", "pack", "patch_mixers", "register", "restore_mixers", "unpack"]
-
 NAME = "anabranch"
+"""The value of `experts_implementation`."""
+
 _CACHE = "_anabranch_packed"  # attribute of an experts module
 
 

@@ -25,7 +25,11 @@ from anabranch.mixers.permutations import PermutationMixture, Permutations
 
 
 class DoublyStochasticResidual(NamedTuple):
-    """How far a matrix is from doubly stochastic: the largest error of a sum. Both `[...]`, without gradient."""
+    """How far a matrix is from doubly stochastic.
+
+    Attributes:
+        row_error, column_error: `[...]`, the largest error of a sum, without gradient.
+    """
 
     row_error: Tensor
     column_error: Tensor

@@ -98,7 +98,10 @@ def cyclic_permutations(n: int) -> Permutations:
         n: streams.
 
     Returns:
-        2 n tuples of n stream numbers.
+        Distinct tuples of n stream numbers, 2 n of them from n = 3 on.
+
+    Raises:
+        ValueError: n out of 2 to 8.
 
     Cost:
         O(n^2), in Python.

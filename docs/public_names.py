@@ -1,7 +1,7 @@
-"""For mkdocstrings: `from anabranch.experts.expert_ffn import expert_ffn` means the function, as it does when Python runs.
+"""For mkdocstrings: `from anabranch.experts.expert_ffn import expert_ffn` means the function, as where Python runs.
 
-Read without importing, a name that is both a submodule and what a package's __init__ imports from it would be the submodule,
-and the function would be missing from the reference.
+Read without importing, a name that is both a submodule and what a package's __init__ imports from it would be the
+submodule, and the function would be missing from the reference.
 """
 
 from __future__ import annotations
@@ -18,5 +18,10 @@ class PublicNames(griffe.Extension):
         for package in (pkg, *pkg.modules.values()):
             for name in map(str, package.exports or ()):
                 module = package.members.get(name)
-                if module is not None and module.is_module and name in module.members and not module.members[name].is_module:
+                if (
+                    module is not None
+                    and module.is_module
+                    and name in module.members
+                    and not module.members[name].is_module
+                ):
                     package.set_member(name, griffe.Alias(name, module.members[name], parent=package))

@@ -1,4 +1,4 @@
-"""Every public name is documented: a docstring whose sections say what its signature cannot, and nothing else is public."""
+"""Every public name is documented: a docstring, and sections that say what a signature cannot."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import enum
 import importlib
 import inspect
+import itertools
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -89,9 +90,11 @@ def documented_values(module: str) -> set[str]:
     package = Path(importlib.import_module(module).__file__ or "").parent
     for path in package.rglob("*.py"):
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        for statement, after in zip(body, body[1:], strict=False):
+        for statement, after in itertools.pairwise(body):
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-                targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+                targets = (
+                    statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+                )
                 found |= {target.id for target in targets if isinstance(target, ast.Name)}
     return found
 

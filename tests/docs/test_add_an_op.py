@@ -1,6 +1,7 @@
 """docs/add_an_op.md, followed: its files written into a copy of the tree, compiled, and its tests run.
 
-Here the op becomes a library of its own beside _C, since the whole of _C would take minutes; CMake finds its files by name.
+Here the op becomes a library of its own beside _C, since the whole of _C would take minutes; CMake finds its files by
+name.
 """
 
 from __future__ import annotations
@@ -55,7 +56,16 @@ def write(tree: Path) -> list[str]:
 
 
 def compile_together(tree: Path, *arguments: str) -> None:
-    flags = ["-std=c++20", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Iinclude", *arguments]
+    flags = [
+        "-std=c++20",
+        "-fno-math-errno",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Iinclude",
+        *arguments,
+    ]
     subprocess.run([COMPILER, *flags], cwd=tree, check=True, timeout=300)
 
 
@@ -70,7 +80,13 @@ def test_the_page_works(tmp_path: Path) -> None:
 
     root = Path(torch.__file__).parent
     (ops,) = [path for path in paths if path.endswith("_ops.cpp")]
-    definitions = ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-isystem{root}/include", f"-L{root}/lib", "-Wl,--no-as-needed", "-ltorch"]
+    definitions = [
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        f"-isystem{root}/include",
+        f"-L{root}/lib",
+        "-Wl,--no-as-needed",
+        "-ltorch",
+    ]
     compile_together(tmp_path, "-O1", "-shared", "-fPIC", "-Icsrc", ops, "-o", "scale_rows.so", *definitions)
     (simt,) = [path for path in paths if path.startswith("tests/simt/")]
     compile_together(tmp_path, "-O1", "-Wno-unknown-pragmas", "-Itests/simt", simt, "-o", "simt_test", "-lpthread")

@@ -1,4 +1,4 @@
-"""What the pages quote is there: messages in the sources, names in the package, tests in the tree; and the site builds."""
+"""What the pages quote is there: messages in the sources, names in the package, files in the tree; the site builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may know whom: rooms stand on core and plan, skip also on experts (docs/design.md, "Rooms stand in a line")."""
+"""Who may know whom: rooms stand on core and plan, skip also on experts (docs/design.md, "Rooms")."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def check_plan(names: Names) -> None:
 def check_experts(names: Names) -> None:
     assert names["moe"].gate.weight.grad is not None
     assert int(names["counts"].min()) >= 1 and int(names["counts"].max()) <= 4
-    assert names["hidden"].shape == (6, 64) and names["logits"].shape == (1, 12, 64)
+    assert names["hidden"].shape == (6, 256) and names["logits"].shape == (1, 12, 64)
 
 
 def check_skip(names: Names) -> None:

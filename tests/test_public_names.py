@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import enum
+import functools
 import importlib
 import inspect
 import itertools
@@ -84,6 +85,7 @@ def test_classes_say_what_they_are_made_of(name: str) -> None:
         assert not missing
 
 
+@functools.cache
 def documented_values(module: str) -> set[str]:
     """Names at the top of a module's sources that are followed by a string."""
     found = set()

@@ -114,4 +114,4 @@ def test_the_site_is_whole_and_a_dead_link_ends_its_build(tmp_path: Path) -> Non
     (tmp_path / "docs" / "install.md").write_text("# Install\n\n" + "\n\n".join(dead), encoding="utf-8")
     ended = build(tmp_path)
     assert ended.returncode != 0
-    assert f"Aborted with {len(dead)} warnings in strict mode" in ended.stderr
+    assert f"Aborted with {len(dead)} warnings in strict mode" in ended.stdout

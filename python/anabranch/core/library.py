@@ -27,6 +27,7 @@ def _load(name: str) -> bool:
 if not _load("_C"):
     raise ImportError("anabranch was installed without its library _C: reinstall it with `pip install .`")
 has_cuda_kernels = _load("_C_cuda")
+"""Whether this build has kernels for GPUs; neither a driver nor a GPU is needed for it to be true."""
 
 ops = torch.ops.anabranch
 

@@ -15,11 +15,18 @@ from anabranch.mixers.mixer import check_num_streams
 def expand_streams(x: Tensor, n: int) -> Tensor:
     """n equal residual streams `[..., n, C]` of hidden states `[..., C]`.
 
+    Args:
+        x: `[..., C]`.
+        n: streams, 2 to 8.
+
     Returns:
         A view that repeats x without memory of its own; write nothing into it. The gradient of x is their sum.
 
     Raises:
         ValueError: n out of 2 to 8, or no channels.
+
+    Cost:
+        None: no number is copied.
     """
     op = "expand_streams"
     check_num_streams(op, n)

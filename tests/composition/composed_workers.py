@@ -17,6 +17,14 @@ from anabranch.mixers import HyperConnectionSequence, expand_streams
 from anabranch.skip import State
 
 
+def all_of_them(rank: int) -> None:
+    """In one pair of processes, for starting them takes longest."""
+    for kind in ("ddp", "fsdp"):
+        trains_as_one_process(rank, kind)
+    trains_in_bfloat16(rank)
+    sequence_is_sharded_whole(rank)
+
+
 def sharded(model: DynamicModel, policy: MixedPrecisionPolicy) -> nn.Module:
     """Each block by itself, the rest, the skip policy with it, with the model."""
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
@@ -30,7 +38,7 @@ def trains_as_one_process(rank: int, kind: str) -> None:
     """Each rank on half of a batch, one process on all of it: losses, inference on packed experts, weights."""
     ids, world = tokens(4), dist.get_world_size()
     mine = ids.chunk(world)[rank]
-    whole, model = build(), build(checkpointed="other" if kind == "fsdp, checkpointed" else "no")
+    whole, model = build(), build(checkpointed="no" if kind == "ddp" else "other")
     parallel = DistributedDataParallel(model) if kind == "ddp" else sharded(model, MixedPrecisionPolicy())
     for block in model.blocks[1::2]:
         block.sublayer.moe.pack()

@@ -139,8 +139,8 @@ def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 def gradients(model: nn.Module, ids: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, and every parameter's gradient; all have one."""
+    """The loss, and the gradients of all parameters that have one: the policy's predictors may learn apart."""
     model.zero_grad()
     loss = loss_of(model, ids)
     loss.backward()
-    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

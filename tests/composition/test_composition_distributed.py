@@ -14,14 +14,5 @@ from parallel_cases import launch
 pytestmark = pytest.mark.cpu
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp", "fsdp, checkpointed"])
-def test_trains_as_one_process(kind: str, tmp_path: Path) -> None:
-    assert launch(workers.trains_as_one_process, 2, tmp_path, kind) == [0, 0]
-
-
-def test_fsdp_in_bfloat16(tmp_path: Path) -> None:
-    assert launch(workers.trains_in_bfloat16, 2, tmp_path) == [0, 0]
-
-
-def test_a_sequence_of_hyper_connections_is_sharded_whole(tmp_path: Path) -> None:
-    assert launch(workers.sequence_is_sharded_whole, 2, tmp_path) == [0, 0]
+def test_data_parallel(tmp_path: Path) -> None:
+    assert launch(workers.all_of_them, 2, tmp_path) == [0, 0]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from anabranch.core.arguments import without_autocast
 from anabranch.experts import DynamicMoE, route_top_p
 from anabranch.mixers import HyperConnection, expand_streams, reduce_streams
 from anabranch.plan import Plan
@@ -31,7 +32,7 @@ class ByScore(Policy):
         self.scores = nn.ModuleList(nn.Linear(HIDDEN, 1) for _ in range(num_layers))
 
     def decide(self, layer: int, step: int, x: Tensor, state: State) -> Decision:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             linear = self.scores[layer]
             score = F.linear(x.float(), linear.weight.float(), linear.bias.float())[..., 0]
         return Keep(score > 0, gate=torch.sigmoid(score))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dynamic_model import EXPERTS, HIDDEN, INTERMEDIATE, DynamicModel, build, record, tokens
+from dynamic_model import EXPERTS, HIDDEN, INTERMEDIATE, VOCABULARY, DynamicModel, build, loss_of, record, tokens
 from torch import Tensor
 from torch.export import Dim, export
 
@@ -110,3 +110,23 @@ def test_costs_add_up(packed: bool) -> None:
     names = [f"blocks.{i}.sublayer" + (".moe" if i % 2 else "") for i in range(4)]
     assert list(meter.by_module()) == names and sum(meter.by_module().values(), Cost()) == wanted
     assert 0 < sum(kept) < 2 * rows
+
+
+def test_what_checkpointing_computes_again_is_counted_again() -> None:
+    costs = []
+    for checkpointed in ("no", "other"):
+        model = build(checkpointed=checkpointed)
+        with CostMeter(model) as meter:
+            loss_of(model, tokens()).backward()
+        costs.append(meter.by_module())
+    assert costs[1] == {name: cost + cost for name, cost in costs[0].items()}
+
+
+def test_shapes_without_memory() -> None:
+    """On the meta device, where torch has no autocast to switch off; weights come later."""
+    with torch.device("meta"):
+        model = DynamicModel()
+    assert model(tokens().to("meta")).shape == (4, 9, VOCABULARY)
+    model = model.to_empty(device=tokens().device)
+    model.load_state_dict(build().state_dict())
+    assert torch.equal(logits_of(model), logits_of(build()))

@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from anabranch.core.arguments import without_autocast
 from anabranch.experts import DynamicMoE, route_top_p
-from anabranch.mixers import HyperConnection, expand_streams, reduce_streams
+from anabranch.mixers import HyperConnection, Kind, expand_streams, reduce_streams
 from anabranch.plan import Plan
 from anabranch.skip import Decision, Keep, Norm, Policy, State, gated_ffn
 
 VOCABULARY, HIDDEN, INTERMEDIATE, EXPERTS, STREAMS = 31, 16, 24, 6, 3
-KINDS: list[Any] = ["mhc", "jpmhc", "mhc_lite", "hc"]
+KINDS: tuple[Kind, ...] = ("mhc", "jpmhc", "mhc_lite", "hc")
 
 
 class ByScore(Policy):
@@ -77,14 +77,20 @@ class DynamicModel(nn.Module):
     parameter belongs to one group.
     """
 
-    def __init__(self, num_layers: int = 2, checkpointed: Literal["no", "reentrant", "other"] = "no") -> None:
+    def __init__(
+        self,
+        num_layers: int = 2,
+        checkpointed: Literal["no", "reentrant", "other"] = "no",
+        kinds: tuple[Kind, ...] = KINDS,
+    ) -> None:
         super().__init__()
         self.num_layers, self.checkpointed = num_layers, checkpointed
         self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
         self.policy: Policy = ByScore(num_layers)
         layers = [layer for i in range(num_layers) for layer in (SkippedFfn(i), NormedExperts())]
         self.blocks = nn.ModuleList(
-            HyperConnection(layer, HIDDEN, STREAMS, kind=KINDS[i % 4], layer_index=i) for i, layer in enumerate(layers)
+            HyperConnection(layer, HIDDEN, STREAMS, kind=kinds[i % len(kinds)], layer_index=i)
+            for i, layer in enumerate(layers)
         )
         self.norm = nn.RMSNorm(HIDDEN)
         self.head = nn.Linear(HIDDEN, VOCABULARY)

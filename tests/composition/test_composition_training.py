@@ -6,11 +6,12 @@ from typing import Literal
 
 import pytest
 import torch
-from dynamic_model import HIDDEN, build, gradients, loss_of, record, tokens
+from dynamic_model import HIDDEN, STREAMS, build, gradients, loss_of, record, tokens
 from torch import Tensor
 
+from anabranch.mixers import HyperConnectionSequence, expand_streams
 from anabranch.plan import Plan
-from anabranch.skip import MixtureOfDepths
+from anabranch.skip import MixtureOfDepths, State
 
 
 @pytest.mark.parametrize("kind", ["reentrant", "other"])
@@ -86,3 +87,19 @@ def test_inductor() -> None:
     torch.testing.assert_close(loss, wanted_loss)
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[f"_orig_mod.{name}"], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_reversible_streams() -> None:
+    """A sequence that rebuilds its streams gives the policy, which its sub-layers are handed, its gradient too."""
+    model, ids = build(kinds=("jpmhc", "identity")), tokens()  # orthogonal mixing
+    found = []
+    for reversible in (False, True):
+        model.zero_grad()
+        sequence = HyperConnectionSequence(model.blocks, reversible=reversible)
+        streams = sequence(expand_streams(model.embedding(ids), STREAMS), model.policy, State(2))
+        streams.square().mean().backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() >= {"policy.scores.1.weight", "embedding.weight"}
+    for name, gradient in found[0].items():
+        assert gradient.any(), name
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-6)

@@ -21,6 +21,8 @@ _LABEL = (12.0, 12.0)  # room for a row's number
 
 Numbered = Sequence[tuple[int, Row]]
 """Rows with their numbers in the room's table."""
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 
 def has_roofline(row: Row) -> bool:
@@ -62,7 +64,7 @@ def roofline(rows: Numbered, limits: Limits, peers: Sequence[str]) -> str:
             f"{row.of_limit(name):.0%} of the limit"
         )
         body.append(f'<g class="{"ours" if is_ours else "peer"}"><title>{html.escape(about)}</title>{drawn}</g>')
-    body += _labels(ours)
+    body += _labels(ours, _roof_texts(axes, limits))
     title = f"Roofline: {len(rows)} rows under {limits.peak / 1e9:.0f} GFLOP/s and {limits.bandwidth / 1e9:.1f} GB/s"
     return (
         f'<svg class="roofline" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">'
@@ -83,7 +85,8 @@ def _grid(axes: _Axes) -> Iterator[str]:
     for power in range(axes.x_low, axes.x_high + 1):
         x = axes.x(10.0**power)
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{bottom}"/>'
-        yield text(x, bottom + 14, power_text(power), "end" if power == axes.x_high else "middle")
+        anchor = "start" if power == axes.x_low else "end" if power == axes.x_high else "middle"
+        yield text(x, bottom + 14, power_text(power), anchor)
     for power in range(axes.y_low, axes.y_high + 1):
         y = axes.y(10.0**power)
         yield f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -93,11 +96,15 @@ def _grid(axes: _Axes) -> Iterator[str]:
     yield f'<text transform="translate(11 {middle:.0f}) rotate(-90)" text-anchor="middle">GFLOP/s</text>'
 
 
+def _slope(axes: _Axes, limits: Limits) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Both ends of the roof's slope."""
+    ridge, left = limits.peak / limits.bandwidth, max(10.0**axes.x_low, 10.0**axes.y_low / limits.bandwidth)
+    return (axes.x(left), axes.y(left * limits.bandwidth)), (axes.x(ridge), axes.y(limits.peak))
+
+
 def _roof(axes: _Axes, limits: Limits) -> Iterator[str]:
     """The slope of the bandwidth, the peak from the ridge on, and what they are."""
-    ridge = limits.peak / limits.bandwidth
-    left = max(10.0**axes.x_low, 10.0**axes.y_low / limits.bandwidth)
-    start, top = (axes.x(left), axes.y(left * limits.bandwidth)), (axes.x(ridge), axes.y(limits.peak))
+    start, top = _slope(axes, limits)
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (start, top, (WIDTH - _RIGHT, top[1])))
     yield f'<polyline class="roof" points="{points}"/>'
     yield text(WIDTH - _RIGHT - 2, top[1] - 5, f"{limits.peak / 1e9:.0f} GFLOP/s", "end", "bound")
@@ -109,9 +116,16 @@ def _roof(axes: _Axes, limits: Limits) -> Iterator[str]:
     )
 
 
-def _labels(points: Sequence[tuple[float, float, int]]) -> Iterator[str]:
-    """Each row's number beside its point, where it covers no other point and no other number; else a little away."""
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in points]
+def _roof_texts(axes: _Axes, limits: Limits) -> list[Box]:
+    """Where the words of `_roof` are, nearly."""
+    start, top = _slope(axes, limits)
+    x, y = (start[0] + top[0]) / 2, (start[1] + top[1]) / 2 - 13
+    return [(WIDTH - _RIGHT - 90, top[1] - 17, WIDTH - _RIGHT, top[1] - 1), (x - 26, y - 12, x + 26, y + 12)]
+
+
+def _labels(points: Sequence[tuple[float, float, int]], covered: Sequence[Box]) -> Iterator[str]:
+    """Each row's number beside its point, where it covers no other point, number or word; else a little away."""
+    taken = [*covered, *((x - 5, y - 5, x + 5, y + 5) for x, y, _ in points)]
     for x, y, number in points:
         width, height = _LABEL[0] + 7 * (len(str(number)) - 1), _LABEL[1]
         best = None
@@ -135,7 +149,7 @@ def _labels(points: Sequence[tuple[float, float, int]]) -> Iterator[str]:
         yield text(cx, cy + 4, str(number), "middle", "number")
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 

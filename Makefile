@@ -1,4 +1,5 @@
-# make demo | make test | make bench | make lint | make wheel | make sdist | make cpp-test | make isa-test | make gpu | make clean
+# make demo | make test | make bench | make lint | make wheel | make sdist | make cpp-test | make isa-test | make gpu |
+# make clean
 #
 # Everything happens in .venv; nothing is installed outside it. TORCH and CUDA may be set:
 #   make test TORCH="torch==2.13.0" CUDA=OFF

@@ -35,8 +35,8 @@ inline const Machine& machine() {
 }
 
 /// Of one iteration: what it computes, and the bytes that it must move if everything is read and written once. T is the
-/// type of the products. `of_limit` is the larger of the two over the machine's rate, divided by the time taken; above
-/// 1 where the operands stay in a cache.
+/// type of the products. `of_limit` is the larger of the two over the machine's rate, divided by the time taken (no
+/// rate, whatever unit is printed behind it); above 1 where the operands stay in a cache.
 template <class T>
 void report(benchmark::State& state, double flops, double bytes) {
   using Counter = benchmark::Counter;

@@ -33,11 +33,7 @@ demo: build
 	$(PY) -m anabranch demo
 
 bench: build
-	$(PY) -m anabranch bench experts
-	$(PY) -m anabranch bench skip
-	$(PY) -m anabranch bench mixers
-	$(PY) -m anabranch bench index
-	$(PY) -m anabranch bench temporal
+	$(PY) -m anabranch bench --out build/bench
 
 # The C++ tests link the kernels that were just built; `make cpp-test` alone builds its own.
 test: build
@@ -73,8 +69,8 @@ cpp-test: $(VENV)/tools
 
 lint: $(VENV)/tools
 	$(PIP) install "ruff==0.17.6" "clang-format==23.1.5" "mypy==2.4.1"
-	$(VENV)/bin/ruff check python tests .ci
-	$(VENV)/bin/ruff format --check python tests .ci
+	$(VENV)/bin/ruff check python tests examples .ci
+	$(VENV)/bin/ruff format --check python tests examples .ci
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.hpp' '*.cpp' '*.cuh' '*.cu')
 	$(PY) -m mypy
 

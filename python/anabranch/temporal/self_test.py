@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from anabranch.core.self_test import SelfTest, compare, worst_error
+from anabranch.temporal.csr import csr_from_edges
 from anabranch.temporal.ncache import NCache
 from anabranch.temporal.ncache_read import gru_weights, ncache_read
 from anabranch.temporal.pair_encode import pair_encode
 from anabranch.temporal.pair_join import pair_join
 from anabranch.temporal.random_projections import RandomProjections
 from anabranch.temporal.recent_neighbors import RecentNeighbors
-from anabranch.temporal import csr_from_edges, row_set, row_set_sum
+from anabranch.temporal.row_intersect import row_set, row_set_sum
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
 
 _SRC, _DST, _TIME = (0, 1, 0, 3, 1, 0), (1, 2, 2, 0, 0, 1), (1, 2, 3, 3, 4, 6)

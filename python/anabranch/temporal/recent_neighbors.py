@@ -42,7 +42,7 @@ class RecentNeighbors(WholeState):
 
     Results and state are the same bit for bit for every number of threads, and on the CPU and a GPU. No call waits for
     a GPU. Nothing here is differentiable. On a GPU values are not checked: an event with a node out of range is
-    skipped, and a lookup of one finds nothing.
+    as if it were not in the batch, and a lookup of one finds nothing.
     """
 
     rows: Tensor

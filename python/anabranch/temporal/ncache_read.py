@@ -103,8 +103,8 @@ def ncache_read(
         `NCacheRows`.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; on the CPU also nodes out of range and events past
-            edge_features.
+        ValueError: shapes, dtypes or devices that do not fit; on the CPU also nodes out of range, events past
+            edge_features, and features with a NaN in a row that was read.
 
     Gradient:
         From z to states, node_features, edge_features, frequency, phase and gru; each only where it is wanted, in an

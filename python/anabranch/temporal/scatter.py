@@ -26,8 +26,8 @@ def ordered_scatter_add_(table: Tensor, index: Tensor, values: Tensor, weights: 
         The table.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; an index of N or more (CPU; passed over on a GPU). The
-            table is then untouched.
+        ValueError: shapes, dtypes or devices that do not fit; what is read lies in the table; an index of N or more
+            (CPU; passed over on a GPU). The table is then untouched.
 
     Gradient:
         None: a state is written. Give it detached values.
@@ -52,8 +52,8 @@ def ordered_scatter_(table: Tensor, index: Tensor, values: Tensor) -> Tensor:
         The table.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; an index of N or more (CPU; passed over on a GPU). The
-            table is then untouched.
+        ValueError: shapes, dtypes or devices that do not fit; what is read lies in the table; an index of N or more
+            (CPU; passed over on a GPU). The table is then untouched.
 
     Gradient:
         None: a state is written. Give it detached values.

@@ -10,46 +10,51 @@ with p from NCN itself: `s = sigmoid(scale (logit - offset))`, `p = alpha pt s /
 links that a training step predicts are taken out of its graph. Sets of u are sampled to 8 in training and 128 in tests.
 
 The release builds every intersection as a new sparse matrix from 64-bit keys; here `row_set_sum` walks two rows and
-writes none of it. It adds sampled sets up as they are, while here the sum is scaled by the size of the set over that of
-the sample, so that it means the same for 8 and for 128.
+writes none of it, with the p_u as its weights. It adds sampled sets up as they are, while here the sum is scaled by the
+size of the set over that of the sample, so that it means the same for 8 and for 128.
 
-Where gradients come from: the loss, through `row_set_sum` and `gather_sum` to x, through x to the network and the
-embeddings; p_u is a constant.
+Where gradients come from: the loss, through `row_set_sum` to x, through x to the network and the embeddings; p_u is a
+constant.
 
     python -m anabranch.papers.ncn --data FILE --epochs N
 
-hides edges of a graph (FILE's static projection, or a generated geometric one) and prints how NCN, NCNC and a dot
-product of the same representations find them again.
+runs the experiment of `ncn_experiment`.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anabranch.cli.progress import table
-from anabranch.temporal import (
-    csr_from_edges,
-    gather_sum,
-    hits_at,
-    load_edges,
-    mean_reciprocal_rank,
-    row_set,
-    row_set_sum,
-)
+from anabranch.temporal import csr_from_edges, row_set, row_set_sum
 from anabranch.temporal.row_intersect import RowSetMode
 
 
 class Graph(NamedTuple):
-    """An undirected graph in CSR: int64 `[N + 1]` and `[nnz]`, each edge in both rows."""
+    """An undirected graph in CSR, each edge in both rows.
+
+    Attributes:
+        row_offsets, column_ids: int64 `[N + 1]` and `[nnz]`.
+        max_degree: no node has more neighbours; kept on the host, so that sizes follow from it without a look.
+    """
 
     row_offsets: Tensor
     column_ids: Tensor
+    max_degree: int
+
+    @classmethod
+    def from_edges(cls, src: Tensor, dst: Tensor, num_nodes: int) -> Graph:
+        """The graph of these edges, int64 `[E]` each; once an edge, whichever way it is given and however often."""
+        row_offsets, column_ids = csr_from_edges(src, dst, num_nodes)
+        return cls(row_offsets, column_ids, int(row_offsets.diff().max()) if num_nodes else 0)
+
+    @property
+    def csr(self) -> tuple[Tensor, Tensor]:
+        """row_offsets and column_ids."""
+        return self.row_offsets, self.column_ids
 
     @property
     def num_nodes(self) -> int:
@@ -67,7 +72,8 @@ class Graph(NamedTuple):
         keys = rows * size + self.column_ids
         kept = gone[torch.searchsorted(gone, keys).clamp(max=len(gone) - 1)] != keys
         counts = torch.bincount(rows[kept], minlength=size)
-        return Graph(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), self.column_ids[kept])
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return Graph(offsets, self.column_ids[kept], self.max_degree)
 
 
 class Encoder(nn.Module):
@@ -79,12 +85,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(dim, dim) for _ in range(layers))
 
     def forward(self, graph: Graph) -> Tensor:
+        """x `[N, dim]` of all nodes of the graph; the gradient goes to the embeddings and the layers."""
         scale = graph.row_offsets.diff().clamp_min(1).float().rsqrt()[:, None]
         nodes = torch.arange(graph.num_nodes, device=scale.device)
         x: Tensor = self.embedding
         for layer in self.layers:
             # What a row has in common with itself is its neighbours.
-            x = x + layer(scale * row_set_sum(scale * x, *graph, nodes, nodes)).relu()
+            x = x + layer(scale * row_set_sum(scale * x, *graph.csr, nodes, nodes)).relu()
         return x
 
 
@@ -95,11 +102,16 @@ class DotProduct(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
+        """Logits `[P]` of pairs (left, right), int64 `[P]` each; the graph is not looked at."""
         return (x[left] * x[right]).sum(1)
 
 
 class NCN(nn.Module):
-    """Logits `[P]` of pairs (left, right), int64 `[P]` each, from x `[N, dim]` and the graph.
+    """Logits of pairs from what their two nodes have in common.
+
+    Args:
+        dim: width of x.
+        hidden: width of the MLPs.
 
     beta is learned, from 1. A pair's own ends are in none of its sets.
     """
@@ -112,7 +124,26 @@ class NCN(nn.Module):
         self.read = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
-        shared = row_set_sum(x, *graph, left, right, exclude_pair=True)
+        """The logits.
+
+        Args:
+            x: `[N, dim]`, representations of all nodes.
+            graph: its edges; the links that are asked about may be among them.
+            left, right: int64 `[P]`.
+
+        Returns:
+            `[P]`.
+
+        Raises:
+            ValueError: as `row_set_sum`.
+
+        Gradient:
+            To x and the parameters.
+
+        Cost:
+            `row_set_sum` of P pairs, and two MLPs of P rows.
+        """
+        shared = row_set_sum(x, *graph.csr, left, right, exclude_pair=True)
         return self.score(x, shared, left, right)
 
     def score(self, x: Tensor, shared: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -151,153 +182,51 @@ class NCNC(NCN):
         super().__init__(dim, hidden)
         self.scale, self.offset, self.alpha, self.pt = scale, offset, alpha, pt
         self.train_samples, self.test_samples = train_samples, test_samples
-        self.calls = 0
 
-    def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor) -> Tensor:
-        shared = row_set_sum(x, *graph, left, right, exclude_pair=True)
-        capacity = self.train_samples if self.training else self.test_samples
-        self.calls += self.training  # other samples in every step; in tests always the same
+    def forward(self, x: Tensor, graph: Graph, left: Tensor, right: Tensor, *, seed: int = 0) -> Tensor:
+        """The logits, of the graph as completed.
+
+        Args:
+            x, graph, left, right: as `NCN.forward`.
+            seed: of the samples; in training another in every step.
+
+        Returns:
+            `[P]`.
+
+        Raises:
+            ValueError: as `row_set_sum`.
+
+        Gradient:
+            To x and the parameters, with p_u constant.
+
+        Cost:
+            That of NCN for 1 + 2 K rows a pair, K the least of the samples and the largest degree: rows that a set
+            leaves empty are computed too, so that no size is looked up on the host.
+        """
+        shared = row_set_sum(x, *graph.csr, left, right, exclude_pair=True)
+        capacity = min(self.train_samples if self.training else self.test_samples, graph.max_degree)
         sides: tuple[tuple[RowSetMode, Tensor], ...] = (("left_difference", right), ("right_difference", left))
         for mode, other in sides:
-            seed = self.calls if self.training else 0
-            ids, sizes = row_set(*graph, left, right, mode, capacity, seed, exclude_pair=True)
+            ids, sizes = row_set(*graph.csr, left, right, mode, capacity, seed, exclude_pair=True)
             weights = self.completion(x, graph, ids, other)
-            weights = weights * (sizes / sizes.clamp(1, capacity))[:, None].to(weights.dtype)
-            shared = shared + gather_sum(x, ids, weights)
+            weights = weights * (sizes / sizes.clamp(1, max(1, capacity)))[:, None].to(weights.dtype)
+            shared = shared + row_set_sum(x, *graph.csr, left, right, mode, True, weights, seed)
         return self.score(x, shared, left, right)
 
     @torch.no_grad()
     def completion(self, x: Tensor, graph: Graph, ids: Tensor, other: Tensor) -> Tensor:
-        """p_u `[P, K]` that each node of ids `[P, K]` has an edge to the pair's other end; 0 for ids of -1."""
-        ends = other[:, None].expand_as(ids)[ids >= 0]
+        """p_u `[P, K]` that each node of ids `[P, K]` has an edge to the pair's other end; of ids of -1 any number."""
+        ends = other[:, None].expand_as(ids)
+        nodes = torch.where(ids < 0, ends, ids)
         offset = self.offset
         if offset is None:
             offset = math.log(max(1, graph.num_nodes**2) / max(1, len(graph.column_ids)))
-        s = torch.sigmoid(self.scale * (super().forward(x, graph, ids[ids >= 0], ends) - offset))
-        weights = x.new_zeros(ids.shape)
-        weights[ids >= 0] = self.alpha * self.pt * s / (self.pt * s + 1 - s)
-        return weights
-
-
-MODELS: dict[str, Callable[[int], nn.Module]] = {"dot product": DotProduct, "NCN": NCN, "NCNC": NCNC}
-
-
-def geometric_edges(num_nodes: int = 800, degree: float = 12.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Points in the unit square, joined where they are near: (src, dst) with src < dst, `degree` edges a node."""
-    points = torch.rand(num_nodes, 2, generator=torch.Generator("cpu").manual_seed(seed), device="cpu")
-    radius = (degree / (torch.pi * num_nodes)) ** 0.5
-    src, dst = ((torch.cdist(points, points) < radius).triu(1)).nonzero().unbind(1)
-    return src, dst
-
-
-def static_projection(path: str, columns: Sequence[int | str] | None = None) -> tuple[Tensor, Tensor, int]:
-    """The distinct undirected edges of a stream, without self-loops: (src, dst) with src < dst, and the nodes."""
-    edges = load_edges(path, columns=columns)
-    ends = torch.stack([torch.minimum(edges.src, edges.dst), torch.maximum(edges.src, edges.dst)])
-    src, dst = ends[:, ends[0] != ends[1]].unique(dim=1)
-    return src, dst, edges.num_nodes
-
-
-class Metrics(NamedTuple):
-    """Hits@100 among shared drawn pairs, and the MRR of each edge among 50 drawn ends."""
-
-    hits: float
-    mrr: float
-
-
-def run(
-    src: Tensor,
-    dst: Tensor,
-    num_nodes: int,
-    *,
-    hidden_share: float,
-    epochs: int,
-    dim: int = 32,
-    rate: float = 5e-3,
-    seed: int = 0,
-) -> dict[str, Metrics]:
-    """Hides a share of the edges, trains each model on the others, and ranks the hidden ones.
-
-    A step predicts a tenth of the edges that are seen, or 1024 of them, from the others: of many more the graph of a
-    step would be another than that of the test.
-    """
-    draw = torch.Generator("cpu").manual_seed(seed)
-    order = torch.randperm(len(src), generator=draw, device="cpu").to(src.device)
-    num_hidden = max(1, int(hidden_share * len(src)))
-    hidden, seen = order[:num_hidden], order[num_hidden:]
-    train_src, train_dst, test_src, test_dst = src[seen], dst[seen], src[hidden], dst[hidden]
-    batch = min(1024, max(1, len(seen) // 10))
-    graph = Graph(*csr_from_edges(train_src, train_dst, num_nodes))
-    all_keys = (src * num_nodes + dst).sort().values
-
-    def other_pairs(count: int) -> tuple[Tensor, Tensor]:
-        """Pairs that are no edge, hidden or not: drawn, and drawn again where they are."""
-        one, two = torch.randint(num_nodes, (2, count), generator=draw, device="cpu").to(src.device)
-        for _ in range(8):
-            keys = torch.minimum(one, two) * num_nodes + torch.maximum(one, two)
-            bad = (all_keys[torch.searchsorted(all_keys, keys).clamp(max=len(all_keys) - 1)] == keys) | (one == two)
-            again = torch.randint(num_nodes, (count,), generator=draw, device="cpu").to(src.device)
-            two = torch.where(bad, again, two)
-        return one, two
-
-    shared = other_pairs(10000)
-    own = torch.randint(num_nodes, (num_hidden, 50), generator=draw, device="cpu").to(src.device)
-    results = {}
-    for name, make in MODELS.items():
-        torch.manual_seed(seed)
-        encoder, predictor = Encoder(num_nodes, dim).to(src.device), make(dim).to(src.device)
-        both = nn.ModuleList([encoder, predictor])
-        optimizer = torch.optim.Adam(both.parameters(), rate)
-        for epoch in range(epochs):
-            total = 0.0
-            for chosen in torch.randperm(len(seen), generator=draw, device="cpu").to(src.device).split(batch):
-                left, right = train_src[chosen], train_dst[chosen]
-                rest = graph.without(left, right)
-                x = encoder(rest)
-                wrong = other_pairs(len(chosen))
-                logits = predictor(x, rest, torch.cat([left, wrong[0]]), torch.cat([right, wrong[1]]))
-                labels = torch.ones_like(logits)
-                labels[len(chosen) :] = 0
-                loss = nn.functional.binary_cross_entropy_with_logits(logits, labels)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                total += float(loss.detach()) * len(chosen) / len(seen)
-            if epoch + 1 in (1, epochs):
-                print(f"{name}: epoch {epoch + 1} of {epochs}, loss {total:.4f}", flush=True)
-        both.eval()
-        with torch.no_grad():
-            x = encoder(graph)
-            right_scores = predictor(x, graph, test_src, test_dst)
-            shared_scores = predictor(x, graph, *shared)
-            own_scores = predictor(x, graph, test_src.repeat_interleave(50), own.reshape(-1)).view(-1, 50)
-            results[name] = Metrics(
-                float(hits_at(100, right_scores, shared_scores)), float(mean_reciprocal_rank(right_scores, own_scores))
-            )
-    return results
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of the experiment; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m anabranch.papers.ncn", description=__doc__.split("\n")[0])
-    parser.add_argument("--data", help="edge file, its times unused; without one, a generated geometric graph")
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--hidden", type=float, nargs="+", default=[0.1, 0.3, 0.5], help="shares of edges hidden")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(argv)
-    if options.data:
-        src, dst, num_nodes = static_projection(options.data)
-    else:
-        num_nodes = 800
-        src, dst = geometric_edges(num_nodes, seed=options.seed)
-    print(f"{num_nodes} nodes, {len(src)} edges")
-    rows = [["hidden", "model", "Hits@100", "MRR"]]
-    for share in options.hidden:
-        found = run(src, dst, num_nodes, hidden_share=share, epochs=options.epochs, seed=options.seed)
-        rows += [[f"{share:.0%}", name, f"{one.hits:.4f}", f"{one.mrr:.4f}"] for name, one in found.items()]
-    print(table(rows))
-    return 0
+        logits = super().forward(x, graph, nodes.flatten(), ends.flatten()).view_as(nodes)
+        s = torch.sigmoid(self.scale * (logits - offset))
+        return self.alpha * self.pt * s / (self.pt * s + 1 - s)
 
 
 if __name__ == "__main__":
+    from anabranch.papers.ncn_experiment import main
+
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-# make demo | make test | make bench | make lint | make wheel | make cpp-test | make isa-test | make gpu | make clean
+# make demo | make test | make bench | make lint | make wheel | make sdist | make cpp-test | make isa-test | make gpu | make clean
 #
 # Everything happens in .venv; nothing is installed outside it. TORCH and CUDA may be set:
 #   make test TORCH="torch==2.13.0" CUDA=OFF
@@ -12,7 +12,7 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test bench cpp-test isa-test lint wheel gpu clean build
+.PHONY: demo test bench cpp-test isa-test lint wheel sdist gpu clean build
 
 # Where Python has no venv module of its own (Debian splits it off), virtualenv makes the environment.
 $(VENV)/tools:
@@ -23,8 +23,10 @@ $(VENV)/tools:
 	$(PIP) install "$(TORCH)" "scikit-build-core>=0.10" "nanobind>=3.1" "cmake>=3.24" ninja
 	touch $@
 
+# ANABRANCH_HOST_PYTHONS is emptied, for make wheel fills it in the same folder.
 build: $(VENV)/tools
-	$(PIP) install --no-build-isolation --config-settings=cmake.define.ANABRANCH_CUDA=$(CUDA) -e ".[test]"
+	$(PIP) install --no-build-isolation --config-settings=cmake.define.ANABRANCH_CUDA=$(CUDA) \
+	  --config-settings=cmake.define.ANABRANCH_HOST_PYTHONS= -e ".[test]"
 
 demo: build
 	$(PY) -m anabranch demo
@@ -38,7 +40,7 @@ bench: build
 
 # The C++ tests link the kernels that were just built; `make cpp-test` alone builds its own.
 test: build
-	$(MAKE) cpp-test KERNELS="$$(ls -t $(CURDIR)/build/cp3*-*/libanabranch_kernels.a | head -n 1)"
+	$(MAKE) cpp-test KERNELS="$$(ls -t $(CURDIR)/build/cpython-3*/libanabranch_kernels.a | head -n 1)"
 	$(PY) -m pytest tests
 
 # What calls CPU kernels, with every kernel of the process on one instruction set: each that this CPU has. The skip
@@ -75,8 +77,24 @@ lint: $(VENV)/tools
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.hpp' '*.cpp' '*.cuh' '*.cu')
 	$(PY) -m mypy
 
+# One wheel for every Python. Its libraries have no Python's interface but for _host, which is built for each Python that
+# is found with its headers: those of WHEEL_PYTHONS, by default all of PATH and pyenv. Python 3.10 and 3.11 need a binary
+# each, all later ones share one (third_party/nanobind.cmake). The wheel is tagged with the oldest system that has what
+# its libraries need.
+WHEEL_PYTHONS ?= $(shell .ci/wheel pythons)
 wheel: $(VENV)/tools
-	$(PIP) wheel --no-build-isolation --no-deps --config-settings=cmake.define.ANABRANCH_CUDA=$(CUDA) -w dist .
+	rm -rf build/wheel && mkdir -p build/wheel dist
+	$(PIP) install wheel
+	$(PIP) wheel --no-build-isolation --no-deps --config-settings=wheel.py-api=py3 \
+	  --config-settings=cmake.define.ANABRANCH_CUDA=$(CUDA) \
+	  "--config-settings=cmake.define.ANABRANCH_HOST_PYTHONS=$(WHEEL_PYTHONS)" -w build/wheel .
+	$(PY) -m wheel tags --remove --platform-tag "$$($(PY) .ci/wheel tag build/wheel/*.whl)" build/wheel/*.whl
+	mv build/wheel/*.whl dist/
+
+# All that a build needs, and the tests. `pip install dist/*.tar.gz` compiles it.
+sdist: $(VENV)/tools
+	$(PIP) install build
+	$(PY) -m build --no-isolation --sdist --outdir dist .
 
 # On a machine with a GPU, nvcc and a torch with CUDA: everything that only a GPU can say. Uses that machine's Python.
 gpu:

@@ -13,5 +13,9 @@ endif()
 add_library(torch_stable INTERFACE)
 target_include_directories(torch_stable SYSTEM INTERFACE "${torch_root}/include")
 target_compile_definitions(torch_stable INTERFACE TORCH_TARGET_VERSION=0x020a000000000000)
+# Messages of torch's headers name their files; not where they lay on the machine that built.
+set(no_paths -fmacro-prefix-map=${torch_root}/include/=)
+target_compile_options(torch_stable INTERFACE $<$<COMPILE_LANGUAGE:CXX>:${no_paths}>
+                                              $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${no_paths}>)
 target_link_libraries(torch_stable INTERFACE "${torch_root}/lib/libtorch.so")
 target_link_options(torch_stable INTERFACE "LINKER:--no-as-needed")

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "anabranch/temporal/ncache.hpp"
-#include "torch.hpp"
+#include "temporal/id_checks.hpp"
 
 namespace anabranch {
 
@@ -61,13 +61,8 @@ struct NCacheSlots {
   int64_t state_size() const { return states.size(2); }
 };
 
-/// On the CPU: every node is one of the cache's.
 inline void check_ncache_nodes(const char* op, const char* name, const Tensor& nodes, int64_t num_nodes) {
-  const int64_t* ids = data<int64_t>(nodes);
-  for (int64_t i = 0; i < nodes.size(0); ++i) {
-    check(ids[i] >= 0 && ids[i] < num_nodes, op, ": ", name, "[", i, "] is ", ids[i], ", must be in [0, ", num_nodes,
-          "); the cache has ", num_nodes, " nodes: pass one of them, or grow it");
-  }
+  check_ids(op, name, nodes, num_nodes, "pass nodes of the cache, or grow it");
 }
 
 /// The arguments of ncache_update.
@@ -174,20 +169,12 @@ struct NCacheUpdateArguments {
                                                           {"read_event_ids", &rows.event_ids},
                                                           {"read_times", &rows.times},
                                                           {"read_states", &rows.states}};
-    const auto begin = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()); };
-    const auto end = [&](const Tensor& t) { return begin(t) + t.numel() * t.element_size(); };
-    const auto apart = [&](const Tensor& a, const Tensor& b) {
-      return a.numel() == 0 || b.numel() == 0 || end(a) <= begin(b) || end(b) <= begin(a);
-    };
     for (int i = 0; i < 4; ++i) {
+      const auto& [table_name, table_tensor] = written[i];
       for (int j = i + 1; j < 4; ++j) {
-        check(apart(*written[i].second, *written[j].second), op, ": ", written[j].first, " shares memory with ",
-              written[i].first, ", must have its own; pass a .clone() of it");
+        anabranch::check_apart(op, written[j].first, *written[j].second, table_name, *table_tensor);
       }
-      for (const auto& [name, tensor] : read) {
-        check(apart(*written[i].second, *tensor), op, ": ", name, " shares memory with ", written[i].first,
-              ", must have its own; pass a .clone() of it");
-      }
+      for (const auto& [name, tensor] : read) anabranch::check_apart(op, name, *tensor, table_name, *table_tensor);
     }
   }
 };

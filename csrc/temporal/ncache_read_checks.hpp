@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "anabranch/temporal/ncache_read.hpp"
 #include "temporal/ncache_checks.hpp"
@@ -72,6 +73,19 @@ struct NCacheReadArguments {
     }
   }
 
+  /// On the CPU: whether features made the result NaN, by a look at the result alone, of which there is less. A NaN
+  /// that weights or states made stays.
+  template <class T>
+  void check_result(const NCacheSlots& slots, const Tensor& z) const {
+    if (!has_nan(data<T>(z), z.numel())) [[likely]]
+      return;
+    const int64_t *keys = data<int64_t>(slots.keys), *events = data<int64_t>(slots.event_ids);
+    for (int64_t i = 0; i < slots.keys.numel(); ++i) {
+      if (keys[i] >= 0) check_row<T>("node_features", node_features, keys[i]);
+      if (edge_features && events[i] >= 0) check_row<T>("edge_features", *edge_features, events[i]);
+    }
+  }
+
   template <class T>
   NCacheRead<T> problem(const NCacheSlots& slots) const {
     using Sum = accumulate_t<T>;
@@ -99,6 +113,24 @@ struct NCacheReadArguments {
   }
 
  private:
+  template <class T>
+  static bool has_nan(const T* values, int64_t size) {
+    int found = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      if constexpr (std::is_floating_point_v<T>) {
+        found |= values[i] != values[i];
+      } else {  // 16 bits: above infinity
+        found |= (values[i].bits & 0x7fff) > (std::is_same_v<T, half> ? 0x7c00 : 0x7f80);
+      }
+    }
+    return found != 0;
+  }
+  template <class T>
+  void check_row(const char* name, const Tensor& table, int64_t row) const {
+    const int64_t width = table.size(1);
+    check(!has_nan(data<T>(table) + row * width, width), op, ": ", name, " has a NaN in row ", row,
+          ", must have none; clean the features, or reset a state that diverged");
+  }
   void check_table(const char* name, const Tensor& table, const NCacheSlots& slots) const {
     check_same_device(op, name, table, "keys", slots.keys);
     check_dim(op, name, table, 2);

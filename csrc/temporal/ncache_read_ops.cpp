@@ -24,6 +24,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> ncache_read(
     ncache_gather_cpu(ncache_gather_of<T>(cache, nodes, rows));
     in.check_slots(rows);
     ncache_read_cpu(in.problem<T>(rows), mutable_data<T>(z));
+    in.check_result<T>(rows, z);
   });
   return {z, rows.keys, rows.event_ids, rows.times, rows.states};
 }

@@ -4,11 +4,11 @@
 #include <optional>
 
 #include "anabranch/temporal/ordered_scatter.hpp"
-#include "torch.hpp"
+#include "temporal/id_checks.hpp"
 
 namespace anabranch {
 
-/// A contiguous table that is written, and one that shares no memory with what is read.
+/// A contiguous table that is written.
 inline void check_written_table(const char* op, const char* name, const Tensor& table, int64_t dim) {
   check_dim(op, name, table, dim);
   check(table.is_contiguous(), op, ": ", name, " is not contiguous, must be; it is written in place: keep it whole");
@@ -23,16 +23,6 @@ inline void check_int64_vector(const char* op, const char* name, const Tensor& t
         ",); give each entry of the batch one");
   check(tensor.size(0) < int64_t{1} << 30, op, ": ", name, " has shape ", shape_string(tensor),
         ", must be below 2^30; pass the batch in parts");
-}
-
-/// On the CPU: ids in [0, limit), or negative where that means "none".
-inline void check_ids(const char* op, const char* name, const Tensor& ids, int64_t limit, bool may_be_none) {
-  const int64_t* values = data<int64_t>(ids);
-  for (int64_t i = 0; i < ids.size(0); ++i) {
-    check(values[i] < limit && (may_be_none || values[i] >= 0), op, ": ", name, "[", i, "] is ", values[i],
-          ", must be in [0, ", limit, ")", may_be_none ? " or negative for none" : "",
-          "; make a table with more rows or check the ids");
-  }
 }
 
 struct ScatterArguments {
@@ -58,8 +48,18 @@ struct ScatterArguments {
           index.size(0), ",) like index; give each row a weight");
   }
 
-  void make_contiguous() {
+  /// One block each, and none of them in the table.
+  void make_contiguous(const char* op) {
     index = as_contiguous(index), values = as_contiguous(values), weights = as_contiguous(weights);
+    check_apart(op, "index", index, "table", table);
+    check_apart(op, "values", values, "table", table);
+    if (weights) check_apart(op, "weights", *weights, "table", table);
+  }
+
+  /// On the CPU.
+  void check_values(const char* op) const {
+    check_ids(op, "index", index, table.size(0), "make a table with more rows or check the ids",
+              NegativeIds::mean_none);
   }
 
   template <class T>

@@ -9,16 +9,16 @@ void ordered_scatter_add(const Tensor& table, const Tensor& index, const Tensor&
                          std::optional<Tensor> weights) {
   constexpr const char* op = "ordered_scatter_add_";
   ScatterArguments in(op, table, index, values, std::move(weights));
-  in.make_contiguous();
-  check_ids(op, "index", in.index, table.size(0), true);
+  in.make_contiguous(op);
+  in.check_values(op);
   dispatch_summed(op, table, [&]<class T>(Type<T>) { ordered_scatter_add_cpu(in.add<T>()); });
 }
 
 void ordered_scatter(const Tensor& table, const Tensor& index, const Tensor& values) {
   constexpr const char* op = "ordered_scatter_";
   ScatterArguments in(op, table, index, values);
-  in.make_contiguous();
-  check_ids(op, "index", in.index, table.size(0), true);
+  in.make_contiguous(op);
+  in.check_values(op);
   ordered_scatter_cpu(in.set());
 }
 

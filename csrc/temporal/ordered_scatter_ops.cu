@@ -12,14 +12,15 @@ void ordered_scatter_add(const Tensor& table, const Tensor& index, const Tensor&
   constexpr const char* op = "ordered_scatter_add_";
   ScatterArguments in(op, table, index, values, std::move(weights));
   const OnDeviceOf device(table);
-  in.make_contiguous();
+  in.make_contiguous(op);
   dispatch_summed(op, table, [&]<class T>(Type<T>) { ordered_scatter_add_cuda<T>(in.add<T>(), device.stream); });
 }
 
 void ordered_scatter(const Tensor& table, const Tensor& index, const Tensor& values) {
-  ScatterArguments in("ordered_scatter_", table, index, values);
+  constexpr const char* op = "ordered_scatter_";
+  ScatterArguments in(op, table, index, values);
   const OnDeviceOf device(table);
-  in.make_contiguous();
+  in.make_contiguous(op);
   ordered_scatter_cuda(in.set(), device.stream);
 }
 

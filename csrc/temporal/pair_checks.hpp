@@ -2,10 +2,9 @@
 #pragma once
 
 #include <tuple>
-#include <utility>
 
 #include "anabranch/temporal/pair_encode.hpp"
-#include "torch.hpp"
+#include "temporal/id_checks.hpp"
 
 namespace anabranch {
 
@@ -49,13 +48,8 @@ struct SlotPairArguments {
       check(codes[s] >= 1 && codes[s] <= 7, op, ": slot_codes[", s, "] is ", codes[s],
             ", must be in [1, 7]; give each slot the bit of its hop: 1, 2 or 4");
     }
-    for (const auto& [name, side] : {std::pair("left", left), std::pair("right", right)}) {
-      const int64_t* numbers = data<int64_t>(side);
-      for (int64_t p = 0; p < pairs(); ++p) {
-        check(numbers[p] >= 0 && numbers[p] < rows(), op, ": ", name, "[", p, "] is ", numbers[p], ", must be in [0, ",
-              rows(), "); pass row numbers of keys");
-      }
-    }
+    check_ids(op, "left", left, rows(), "pass row numbers of keys");
+    check_ids(op, "right", right, rows(), "pass row numbers of keys");
   }
 
   template <class T>

@@ -1,8 +1,9 @@
 // The plain ring of plain_ring.hpp in torch: the peer of RecentNeighbors in `bench temporal`, on the CPU alone.
 #include <algorithm>
+#include <utility>
 
 #include "anabranch/temporal/plain_ring.hpp"
-#include "torch.hpp"
+#include "temporal/id_checks.hpp"
 
 namespace anabranch {
 namespace {
@@ -16,6 +17,7 @@ PlainRing ring_of(const char* op, const Tensor& records, const Tensor& oldest) {
   check_index_vector(op, "oldest", oldest, records.size(0));
   check(records.size(0) < INT32_MAX && records.size(1) < INT32_MAX, op, ": records has shape ", shape_string(records),
         ", must have fewer than 2^31 nodes and places; its ids have 32 bits");
+  check_apart(op, "oldest", oldest, "records", records);
   return {static_cast<PlainRing::Record*>(records.mutable_data_ptr()), mutable_data<int32_t>(oldest), records.size(0),
           records.size(1)};
 }
@@ -26,17 +28,6 @@ Tensor node_ids(const char* op, const char* name, const Tensor& given, int64_t d
   check(given.size(0) == size, op, ": ", name, " has shape ", shape_string(given), ", must have ", size,
         " entries like src; give each event its own");
   return as_contiguous(given);
-}
-
-/// Without a branch for each number: these are part of what is timed.
-void check_nodes(const char* op, const char* name, const Tensor& nodes, int64_t num_nodes) {
-  const auto* node = data<int64_t>(nodes);
-  uint64_t outside = 0;  // its sign bit, that is
-  for (int64_t i = 0; i < nodes.numel(); ++i) {
-    outside |= static_cast<uint64_t>(node[i]) | (static_cast<uint64_t>(num_nodes) - 1 - static_cast<uint64_t>(node[i]));
-  }
-  check(outside >> 63 == 0, op, ": ", name, " holds a node out of range, must be 0 to ", num_nodes - 1,
-        "; pass nodes that have a row");
 }
 
 void clear(const Tensor& records, const Tensor& oldest) {
@@ -56,13 +47,17 @@ Tensor run(const Tensor& records, const Tensor& oldest, const Tensor& src_in, co
   const Tensor src = node_ids(op, "src", src_in, 1, events), dst = node_ids(op, "dst", dst_in, 1, events);
   const Tensor time = node_ids(op, "time", time_in, 1, events);
   const Tensor queries = node_ids(op, "queries", queries_in, 2, events);
+  for (const auto& [name, tensor] : {std::pair{"src", &src}, {"dst", &dst}, {"time", &time}, {"queries", &queries}}) {
+    check_apart(op, name, *tensor, "records", records);
+    check_apart(op, name, *tensor, "oldest", oldest);
+  }
   check(batch >= 1 && events % batch == 0, op, ": batch is ", batch, ", must divide the ", events,
         " events; leave the last ones out");
   check(first_event >= 0 && first_event <= INT32_MAX - events, op, ": first_event is ", first_event, ", must be 0 to ",
         INT32_MAX - events, "; number events from 0 on");
-  check_nodes(op, "src", src, ring.num_nodes);
-  check_nodes(op, "dst", dst, ring.num_nodes);
-  check_nodes(op, "queries", queries, ring.num_nodes);
+  check_ids(op, "src", src, ring.num_nodes, "pass nodes that have a row");
+  check_ids(op, "dst", dst, ring.num_nodes, "pass nodes that have a row");
+  check_ids(op, "queries", queries, ring.num_nodes, "pass nodes that have a row");
   const int64_t per_event = queries.size(1), longest = std::min(batch, events);
   const Tensor found = empty_on(records, {longest, per_event, ring.k, 2}, ScalarType::Long);
   auto* out = static_cast<PlainRing::Record*>(found.mutable_data_ptr());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <utility>
 
 #include "anabranch/temporal/random_projections.hpp"
 #include "temporal/ordered_scatter_checks.hpp"
@@ -33,7 +34,19 @@ struct RandomProjectionsArguments {
           ", must be below 2^29; pass the batch in parts");
     check(decay >= 0 && std::isfinite(decay), op, ": decay is ", decay,
           ", must be finite and not negative; pass the rate per unit of time");
-    src = as_contiguous(src), dst = as_contiguous(dst), time = as_contiguous(time);
+    src = as_contiguous(src), dst = as_contiguous(dst), time = as_contiguous(time), now = as_contiguous(now);
+    check_apart(op, "last_time", last_time, "table", table);
+    for (const auto& [name, tensor] :
+         {std::pair{"now", &now}, std::pair{"src", &src}, std::pair{"dst", &dst}, std::pair{"time", &time}}) {
+      check_apart(op, name, *tensor, "table", table);
+      check_apart(op, name, *tensor, "last_time", last_time);
+    }
+  }
+
+  /// On the CPU.
+  void check_values(const char* op) const {
+    check_ids(op, "src", src, table.size(0), "make a table with more rows or check the ids");
+    check_ids(op, "dst", dst, table.size(0), "make a table with more rows or check the ids");
   }
 
   template <class T>

@@ -9,8 +9,7 @@ void random_projections_update(const Tensor& table, const Tensor& last_time, con
                                const Tensor& dst, const Tensor& time, double decay) {
   constexpr const char* op = "random_projections_update";
   const RandomProjectionsArguments in(op, table, last_time, now, src, dst, time, decay);
-  check_ids(op, "src", in.src, table.size(0), false);
-  check_ids(op, "dst", in.dst, table.size(0), false);
+  in.check_values(op);
   dispatch_floating(table.scalar_type(), [&]<class T>(Type<T>) { random_projections_update_cpu(in.problem<T>()); });
 }
 

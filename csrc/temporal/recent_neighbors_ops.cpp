@@ -9,33 +9,14 @@ namespace {
 
 using Results = std::tuple<Tensor, Tensor, Tensor>;
 
-/// Raises ValueError for the first of `n` numbers outside [0, limit). All are looked at without a branch first.
-void check_below(const char* op, const char* name, const int64_t* numbers, int64_t n, int64_t limit,
-                 const char* remedy) {
-  uint64_t outside = 0;  // its sign bit, that is
-  for (int64_t i = 0; i < n; ++i) {
-    const auto number = static_cast<uint64_t>(numbers[i]);
-    outside |= number | (static_cast<uint64_t>(limit) - 1 - number);
-  }
-  if (outside >> 63 == 0) [[likely]]
-    return;
-  for (int64_t i = 0; i < n; ++i) {
-    check(numbers[i] >= 0 && numbers[i] < limit, op, ": ", name, " is ", numbers[i], " at position ", i,
-          ", must be 0 to ", limit - 1, "; ", remedy);
-  }
-}
-
 void check_nodes(const RecentArguments& in, const char* name, const Tensor& nodes) {
-  check_below(in.op, name, data<int64_t>(nodes), nodes.numel(), in.rows.size(0), "pass nodes that have a row");
+  check_ids(in.op, name, nodes, in.rows.size(0), "pass nodes that have a row");
 }
 
 void check_values(const RecentBatchArguments& in, bool allow_late) {
   check_nodes(in, "src", in.src);
   check_nodes(in, "dst", in.dst);
-  if (in.event_id) {
-    check_below(in.op, "event_id", data<int64_t>(*in.event_id), in.event_id->numel(), INT64_MAX,
-                "number events from 0 on");
-  }
+  if (in.event_id) check_ids(in.op, "event_id", *in.event_id, INT64_MAX, "number events from 0 on");
   if (in.queries) check_nodes(in, "queries", *in.queries);
   if (allow_late) return;
   int64_t latest = data<int64_t>(in.latest)[0];

@@ -1,11 +1,11 @@
-// The arguments of row_set_sum, row_set and their backwards, on every device; and, on the CPU, of the graph.
+// The arguments of row_set, row_set_sum, row_set_dot and their backwards, on every device; and, on the CPU, of the
+// graph.
 #pragma once
 
-#include <utility>
 #include <vector>
 
 #include "anabranch/temporal/row_intersect.hpp"
-#include "torch.hpp"
+#include "temporal/id_checks.hpp"
 
 namespace anabranch {
 
@@ -69,12 +69,11 @@ struct RowPairArguments {
     std::vector<bool> seen(static_cast<size_t>(nodes()));
     const int64_t* offsets = data<int64_t>(row_offsets);
     const int64_t* ids = data<int64_t>(column_ids);
-    for (const auto& [name, ends] : {std::pair("left", left), std::pair("right", right)}) {
-      const int64_t* numbers = data<int64_t>(ends);
+    check_ids(op, "left", left, nodes(), "pass nodes of the graph");
+    check_ids(op, "right", right, nodes(), "pass nodes of the graph");
+    for (const int64_t* numbers : {data<int64_t>(left), data<int64_t>(right)}) {
       for (int64_t p = 0; p < pairs(); ++p) {
         const int64_t node = numbers[p];
-        check(node >= 0 && node < nodes(), op, ": ", name, "[", p, "] is ", node, ", must be in [0, ", nodes(),
-              "); pass nodes of the graph");
         if (seen[node]) continue;
         seen[node] = true;
         check_row(op, node, offsets[node], offsets[node + 1], ids);
@@ -106,5 +105,29 @@ struct RowPairArguments {
 inline void check_capacity_of_sets(const char* op, int64_t capacity) {
   check(capacity >= 0, op, ": capacity is ", capacity, ", must be at least 0; pass the ids there shall be room for");
 }
+
+/// Weights of the elements that a sum visits, where there are any; contiguous.
+struct RowSetWeightsArgument {
+  std::optional<Tensor> tensor;
+  int64_t seed;
+
+  RowSetWeightsArgument(const char* op, const RowPairArguments& in, const Tensor& values,
+                        const std::optional<Tensor>& weights, int64_t seed_in)
+      : tensor(weights), seed(seed_in) {
+    if (!tensor) return;
+    check_same_device(op, "weights", *tensor, "row_offsets", in.row_offsets);
+    check_dtype(op, "weights", *tensor, values.scalar_type());
+    check(tensor->dim() == 2 && tensor->size(0) == in.pairs(), op, ": weights has shape ", shape_string(*tensor),
+          ", must be (", in.pairs(), ", capacity); pass one for each id that row_set gives");
+  }
+
+  void make_contiguous() { tensor = as_contiguous(tensor); }
+  int64_t capacity() const { return tensor ? tensor->size(1) : 0; }
+
+  template <class T>
+  RowSetWeights<T> get() const {
+    return {tensor.has_value(), data<T>(tensor), capacity(), seed};
+  }
+};
 
 }  // namespace anabranch

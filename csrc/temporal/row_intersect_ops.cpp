@@ -1,71 +1,51 @@
 // Sets of two rows of a graph in torch: schemas and CPU kernels.
+#include "temporal/row_intersect_ops.hpp"
+
 #include "anabranch/temporal/row_intersect_cpu.hpp"
-#include "temporal/row_intersect_checks.hpp"
 
 namespace anabranch {
 namespace {
 
-Tensor row_set_sum(const Tensor& x_in, const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
-                   const Tensor& right, int64_t mode, bool exclude_pair) {
-  constexpr const char* op = "row_set_sum";
-  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
-  in.check_rows(op, "x", x_in, in.nodes(), "node");
-  in.make_contiguous();
-  in.check_values(op);
-  const Tensor x = as_contiguous(x_in), out = empty_on(x, {in.pairs(), x.size(1)}, x.scalar_type());
-  dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
-    row_set_sum_cpu(in.problem(), data<T>(x), x.size(1), mutable_data<T>(out));
-  });
-  return out;
-}
+struct CpuRowSets {
+  static constexpr bool on_host = true;
+  explicit CpuRowSets(const Tensor&) {}
 
-Tensor row_set_sum_backward(const Tensor& dout_in, const Tensor& row_offsets, const Tensor& column_ids,
-                            const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair) {
-  constexpr const char* op = "row_set_sum_backward";
-  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
-  in.check_rows(op, "dout", dout_in, in.pairs(), "pair");
-  in.make_contiguous();
-  in.check_values(op);
-  const Tensor dout = as_contiguous(dout_in);
-  const Tensor dx = empty_on(dout, {in.nodes(), dout.size(1)}, dout.scalar_type());
-  dispatch_floating(dout.scalar_type(), [&]<class T>(Type<T>) {
-    row_set_sum_backward_cpu(in.problem(), data<T>(dout), dout.size(1), mutable_data<T>(dx));
-  });
-  return dx;
-}
-
-std::tuple<Tensor, Tensor> row_set(const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
-                                   const Tensor& right, int64_t mode, bool exclude_pair, int64_t capacity,
-                                   int64_t seed) {
-  constexpr const char* op = "row_set";
-  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
-  check_capacity_of_sets(op, capacity);
-  in.make_contiguous();
-  in.check_values(op);
-  const Tensor ids = empty_on(in.left, {in.pairs(), capacity}, ScalarType::Long);
-  const Tensor sizes = empty_on(in.left, {in.pairs()}, ScalarType::Long);
-  row_set_cpu(in.problem(), capacity, seed, mutable_data<int64_t>(ids), mutable_data<int64_t>(sizes));
-  return {ids, sizes};
-}
+  template <class T>
+  void sum(const RowPairArguments& in, const RowSetWeights<T>& weights, const T* x, int64_t width, T* out) const {
+    row_set_sum_cpu(in.problem(), weights, x, width, out);
+  }
+  template <class T>
+  void sum_backward(const RowPairArguments& in, const RowSetWeights<T>& weights, const T* dout, int64_t width,
+                    T* dx) const {
+    row_set_sum_backward_cpu(in.problem(), weights, dout, width, dx);
+  }
+  template <class T>
+  void dot(const RowPairArguments& in, const T* dout, const T* x, int64_t width, int64_t capacity, int64_t seed,
+           T* out) const {
+    row_set_dot_cpu(in.problem(), dout, x, width, capacity, seed, out);
+  }
+  void sets(const RowPairArguments& in, int64_t capacity, int64_t seed, int64_t* ids, int64_t* sizes) const {
+    row_set_cpu(in.problem(), capacity, seed, ids, sizes);
+  }
+};
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(anabranch, m) {
   m.def(
       "row_set_sum(Tensor x, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, bool "
-      "exclude_pair) -> Tensor");
+      "exclude_pair, Tensor? weights, SymInt seed) -> Tensor");
   m.def(
       "row_set_sum_backward(Tensor dout, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, "
-      "bool exclude_pair) -> Tensor");
+      "bool exclude_pair, Tensor? weights, SymInt seed) -> Tensor");
+  m.def(
+      "row_set_dot(Tensor dout, Tensor x, Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, "
+      "bool exclude_pair, SymInt capacity, SymInt seed) -> Tensor");
   m.def(
       "row_set(Tensor row_offsets, Tensor column_ids, Tensor left, Tensor right, int mode, bool exclude_pair, SymInt "
-      "capacity, int seed) -> (Tensor ids, Tensor sizes)");
+      "capacity, SymInt seed) -> (Tensor ids, Tensor sizes)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(anabranch, CPU, m) {
-  m.impl("row_set_sum", TORCH_BOX(&row_set_sum));
-  m.impl("row_set_sum_backward", TORCH_BOX(&row_set_sum_backward));
-  m.impl("row_set", TORCH_BOX(&row_set));
-}
+STABLE_TORCH_LIBRARY_IMPL(anabranch, CPU, m) { ANABRANCH_ROW_INTERSECT_OPS(m, CpuRowSets); }
 
 }  // namespace anabranch

@@ -1,60 +1,48 @@
 // The CUDA kernels of sets of two rows of a graph in torch. Schemas are in row_intersect_ops.cpp.
-#include "anabranch/temporal/row_intersect.cuh"
+#include "anabranch/temporal/row_set_sum.cuh"
 #include "cuda.hpp"
-#include "temporal/row_intersect_checks.hpp"
+#include "temporal/row_intersect_ops.hpp"
 
 namespace anabranch {
 namespace {
 
-Tensor row_set_sum(const Tensor& x_in, const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
-                   const Tensor& right, int64_t mode, bool exclude_pair) {
-  constexpr const char* op = "row_set_sum";
-  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
-  in.check_rows(op, "x", x_in, in.nodes(), "node");
-  const OnDeviceOf device(row_offsets);
-  in.make_contiguous();
-  const Tensor x = as_contiguous(x_in), out = empty_on(x, {in.pairs(), x.size(1)}, x.scalar_type());
-  dispatch_floating(x.scalar_type(), [&]<class T>(Type<T>) {
-    row_set_sum_cuda<T>(in.problem(), data<T>(x), x.size(1), data_if_any<T>(out), device.stream);
-  });
-  return out;
-}
+struct CudaRowSets {
+  static constexpr bool on_host = false;
+  OnDeviceOf device;
+  explicit CudaRowSets(const Tensor& tensor) : device(tensor) {}
 
-Tensor row_set_sum_backward(const Tensor& dout_in, const Tensor& row_offsets, const Tensor& column_ids,
-                            const Tensor& left, const Tensor& right, int64_t mode, bool exclude_pair) {
-  constexpr const char* op = "row_set_sum_backward";
-  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
-  in.check_rows(op, "dout", dout_in, in.pairs(), "pair");
-  const OnDeviceOf device(row_offsets);
-  in.make_contiguous();
-  const Tensor dout = as_contiguous(dout_in);
-  const Tensor dx = empty_on(dout, {in.nodes(), dout.size(1)}, dout.scalar_type());
-  dispatch_floating(dout.scalar_type(), [&]<class T>(Type<T>) {
-    row_set_sum_backward_cuda<T>(in.problem(), data<T>(dout), dout.size(1), data_if_any<T>(dx), device.stream);
-  });
-  return dx;
-}
+  /// The samples that backwards of weighted sums write and read.
+  struct Scratch {
+    Tensor ids, sizes;
+    Scratch(const RowPairArguments& in, int64_t capacity)
+        : ids(empty_on(in.left, {in.pairs(), capacity}, ScalarType::Long)),
+          sizes(empty_on(in.left, {in.pairs()}, ScalarType::Long)) {}
+    RowSetScratch get() const { return {data_if_any<int64_t>(ids), data_if_any<int64_t>(sizes)}; }
+  };
 
-std::tuple<Tensor, Tensor> row_set(const Tensor& row_offsets, const Tensor& column_ids, const Tensor& left,
-                                   const Tensor& right, int64_t mode, bool exclude_pair, int64_t capacity,
-                                   int64_t seed) {
-  constexpr const char* op = "row_set";
-  RowPairArguments in(op, row_offsets, column_ids, left, right, mode, exclude_pair);
-  check_capacity_of_sets(op, capacity);
-  const OnDeviceOf device(row_offsets);
-  in.make_contiguous();
-  const Tensor ids = empty_on(in.left, {in.pairs(), capacity}, ScalarType::Long);
-  const Tensor sizes = empty_on(in.left, {in.pairs()}, ScalarType::Long);
-  row_set_cuda(in.problem(), capacity, seed, data_if_any<int64_t>(ids), data_if_any<int64_t>(sizes), device.stream);
-  return {ids, sizes};
-}
+  template <class T>
+  void sum(const RowPairArguments& in, const RowSetWeights<T>& weights, const T* x, int64_t width, T* out) const {
+    row_set_sum_cuda<T>(in.problem(), weights, x, width, out, device.stream);
+  }
+  template <class T>
+  void sum_backward(const RowPairArguments& in, const RowSetWeights<T>& weights, const T* dout, int64_t width,
+                    T* dx) const {
+    const Scratch scratch(in, weights.capacity);
+    row_set_sum_backward_cuda<T>(in.problem(), weights, dout, width, dx, scratch.get(), device.stream);
+  }
+  template <class T>
+  void dot(const RowPairArguments& in, const T* dout, const T* x, int64_t width, int64_t capacity, int64_t seed,
+           T* out) const {
+    const Scratch scratch(in, capacity);
+    row_set_dot_cuda<T>(in.problem(), dout, x, width, capacity, seed, out, scratch.get(), device.stream);
+  }
+  void sets(const RowPairArguments& in, int64_t capacity, int64_t seed, int64_t* ids, int64_t* sizes) const {
+    row_set_cuda(in.problem(), capacity, seed, ids, sizes, device.stream);
+  }
+};
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(anabranch, CUDA, m) {
-  m.impl("row_set_sum", TORCH_BOX(&row_set_sum));
-  m.impl("row_set_sum_backward", TORCH_BOX(&row_set_sum_backward));
-  m.impl("row_set", TORCH_BOX(&row_set));
-}
+STABLE_TORCH_LIBRARY_IMPL(anabranch, CUDA, m) { ANABRANCH_ROW_INTERSECT_OPS(m, CudaRowSets); }
 
 }  // namespace anabranch

@@ -39,21 +39,25 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_file_to_the_last_line(tmp_path: Path, edge_file: Path) -> None:
     out = tmp_path / "report.html"
-    done = run("--edges", edge_file, "--epochs", 2, "--out", out)
+    done = run("--edges", edge_file, "--epochs", 4, "--hide-nodes", 0.1, "--out", out)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert re.fullmatch("1,500 events among 5[0-9] nodes of edges.csv", lines[0])
     cells = [re.split(r"  +", line.rstrip()) for line in lines]
-    parts = {row[0]: row for row in cells if row[0] in ("validation", "test")}
-    assert len(parts) == 2
-    for row in parts.values():
-        assert int(row[1]) > 200
-        assert all(re.fullmatch(r"0\.\d{4}", cell) for cell in row[2:6])
-        assert float(row[2]) > 0.55  # the stream can be predicted
+    parts = {(row[0], row[1]): row for row in cells if row[0] in ("validation", "test")}
+    assert len(parts) == 6
+    for part in ("validation", "test"):
+        everything, known, new = (parts[part, which] for which in ("all", "transductive", "inductive"))
+        assert all(re.fullmatch(r"0\.\d{4}", cell) for row in (everything, known, new) for cell in row[3:5])
+        assert int(everything[2]) == int(known[2]) + int(new[2]) > 200
+        assert int(known[2]) > 0 and int(new[2]) > 20  # of 5 hidden nodes
+        assert float(everything[3]) > 0.55  # the stream can be predicted
+    assert "are among the 5 that were hidden" in done.stdout
     hops = {row[0]: row for row in cells if row[0] in ("node itself", "hop 1", "hop 2")}
     assert all(0 < float(row[1].rstrip("%")) <= 100 for row in hops.values()) and len(hops) == 3
     assert hops["node itself"][2] == "0.0%" and float(hops["hop 2"][2].rstrip("%")) > 0
-    assert "(2.00 epochs, batches of 100)" in done.stdout
+    trained = re.search(r"Trained on ([\d,]+) events \(4.00 epochs, batches of 100\)", done.stdout)
+    assert trained and int(trained[1].replace(",", "")) < 4 * 1000  # 1050 with the hidden nodes' events
     assert lines[-1] == f"wrote {out}"
     report = parse(out)
     seen = "".join(report.seen)
@@ -100,17 +104,15 @@ def test_interrupt_leaves_a_valid_report(tmp_path: Path) -> None:
 def test_bad_files_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, message: str) -> None:
     path = tmp_path / "edges.csv"
     path.write_text(text)
-    with pytest.raises(SystemExit) as stopped:
-        main(["demo", "--job", "temporal", "--edges", str(path), "--out", str(tmp_path / "report.html")])
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert main(["demo", "--job", "temporal", "--edges", str(path), "--out", str(tmp_path / "report.html")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
     assert set(tmp_path.iterdir()) == {path}
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["demo", "--job", "temporal", "--edges", str(tmp_path / "none.csv")])
-    assert stopped.value.code == 2 and "none.csv" in capsys.readouterr().err
+    assert main(["demo", "--job", "temporal", "--edges", str(tmp_path / "none.csv")]) == 2
+    assert "none.csv" in capsys.readouterr().err
 
 
 def test_a_report_of_nothing_yet(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from anabranch.papers.ncn import NCN, NCNC, Encoder, Graph, geometric_edges, main, run, static_projection
-from anabranch.temporal import csr_from_edges
+from anabranch.papers.ncn import NCN, NCNC, Encoder, Graph
+from anabranch.papers.ncn_experiment import geometric_edges, main, run, static_projection
 
 DATA = Path(os.environ.get("ANABRANCH_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -21,7 +21,7 @@ def random_graph(nodes: int = 25, edges: int = 90) -> tuple[Graph, list[set[int]
     for one, two in zip(src.tolist(), dst.tolist(), strict=True):
         neighbors[one].add(two)
         neighbors[two].add(one)
-    return Graph(*csr_from_edges(src, dst, nodes)), neighbors
+    return Graph.from_edges(src, dst, nodes), neighbors
 
 
 def test_edges_are_taken_out_and_rows_stay_sorted() -> None:
@@ -72,6 +72,21 @@ def test_completed_neighbours_are_weighted_by_their_chance(samples: int) -> None
     model.train()(x, graph, left, right).sum().backward()
     assert x.grad is not None and x.grad.isfinite().all() and (x.grad != 0).any()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_completion_compiles_whole() -> None:
+    """So it reads no sizes, on any device; and another seed is no other program."""
+    torch._dynamo.reset()
+    graph, _ = random_graph()
+    model = NCNC(6, 8, train_samples=3)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    left, right = torch.randint(25, (2, 7))
+    x = torch.randn(25, 6)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        outputs = [compiled(x, graph, left, right, seed=seed) for seed in range(1, 6)]
+    for seed, output in enumerate(outputs, 1):
+        torch.testing.assert_close(output, model(x, graph, left, right, seed=seed))
+    assert not outputs[0].equal(outputs[1])
 
 
 def test_common_neighbours_find_hidden_edges(capsys: pytest.CaptureFixture[str]) -> None:

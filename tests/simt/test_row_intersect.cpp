@@ -1,6 +1,7 @@
-// Sets of two rows of a graph on the harness against their definitions, to the bit: every mode, hubs and empty rows,
-// equal ends, ids and nodes out of range, samples of any size.
-#include "anabranch/temporal/row_intersect.cuh"
+// Sets of two rows of a graph and their sums on the harness against their definitions, products of rows up to rounding
+// and all else to the bit: every mode, hubs and empty rows, equal ends, ids and nodes out of range, samples of any
+// size.
+#include "anabranch/temporal/row_set_sum.cuh"
 #include "guarded.hpp"
 
 using namespace anabranch;
@@ -35,16 +36,25 @@ std::vector<int64_t> some_nodes(int64_t count, int64_t nodes, std::mt19937& rand
 }
 
 template <class T>
-void check_sums(const RowPairs& problem, int64_t width, std::mt19937& random) {
+void check_sums(const RowPairs& problem, int64_t width, std::mt19937& random, int64_t capacity = -1) {
   Guarded<T> x(random_values<T>(problem.nodes * width, random)), dout(random_values<T>(problem.pairs * width, random));
   Guarded<T> out(dout.size()), dx(x.size());
   std::vector<T> expected_out(dout.size()), expected_dx(x.size());
-  row_set_sum_reference(problem, x.data(), width, expected_out.data());
-  row_set_sum_backward_reference(problem, dout.data(), width, expected_dx.data());
-  row_set_sum_cuda<T>(problem, x.data(), width, out.data(), nullptr);
-  row_set_sum_backward_cuda<T>(problem, dout.data(), width, dx.data(), nullptr);
+  const int64_t sampled = std::max<int64_t>(capacity, 0), seed = 5;
+  Guarded<T> values(random_values<T>(problem.pairs * sampled, random)), dvalues(values.size());
+  Guarded<int64_t> sample(values.size()), sizes(problem.pairs);
+  const RowSetWeights<T> weights{capacity >= 0, values.data(), sampled, seed};
+  const RowSetScratch scratch{sample.data(), sizes.data()};
+  row_set_sum_reference(problem, weights, x.data(), width, expected_out.data());
+  row_set_sum_backward_reference(problem, weights, dout.data(), width, expected_dx.data());
+  row_set_sum_cuda<T>(problem, weights, x.data(), width, out.data(), nullptr);
+  row_set_sum_backward_cuda<T>(problem, weights, dout.data(), width, dx.data(), scratch, nullptr);
   expect(same_bits(out.values(), expected_out), "sums");
   expect(same_bits(dx.values(), expected_dx), "dx");
+  std::vector<T> expected_dvalues(values.size());
+  row_set_dot_reference(problem, dout.data(), x.data(), width, sampled, seed, expected_dvalues.data());
+  row_set_dot_cuda<T>(problem, dout.data(), x.data(), width, sampled, seed, dvalues.data(), scratch, nullptr);
+  expect(spacing_error(dvalues.values(), expected_dvalues) <= 16, "dweights");
 }
 
 void check_sets(const RowPairs& problem, int64_t capacity, int64_t seed) {
@@ -67,6 +77,7 @@ void check_graph(int64_t nodes, int64_t pairs, bool damaged) {
                              ids.size(),     pairs,      mode,        exclude};
       check_sums<float>(problem, exclude ? 3 : 40, random);
       if (exclude) check_sums<bfloat16>(problem, 5, random);
+      check_sums<float>(problem, 7, random, exclude ? 3 : nodes);
       for (const int64_t capacity : {int64_t{0}, int64_t{1}, int64_t{8}, nodes})
         check_sets(problem, capacity, mode == modes[1]);
     }
@@ -83,6 +94,9 @@ void check_wide() {
   check_sums<double>(problem, 131, random);
   check_sums<half>(problem, 260, random);
   check_sums<float>(problem, 0, random);
+  check_sums<half>(problem, 260, random, 4);
+  check_sums<bfloat16>(problem, 131, random, 0);
+  check_sums<double>(problem, 0, random, 2);
 }
 
 }  // namespace

@@ -118,8 +118,13 @@ def row_set_samples(dtype: torch.dtype) -> Iterator[tuple[Any, tuple[Any, ...]]]
     """A graph of five nodes, the last without neighbours; equal ends and a pair that is an edge."""
     graph = (torch.tensor([0, 4, 7, 9, 11, 11]), torch.tensor([0, 1, 2, 3, 0, 2, 3, 0, 1, 0, 1]))
     pairs = (torch.tensor([0, 1, 2, 0, 4]), torch.tensor([1, 1, 3, 2, 0]))
-    for mode, exclude in ((0, False), (1, True), (2, False)):
-        yield ops.row_set_sum, (torch.randn(5, 3).to(dtype).requires_grad_(), *graph, *pairs, mode, exclude)
-        yield ops.row_set_sum_backward, (torch.randn(5, 3).to(dtype).requires_grad_(), *graph, *pairs, mode, exclude)
+    for mode, exclude, capacity in ((0, False, None), (1, True, 2), (2, False, 1), (0, False, 4)):
+        sets = (*graph, *pairs, mode, exclude)
+        x, dout = (torch.randn(5, 3).to(dtype).requires_grad_() for _ in range(2))
+        weights = None if capacity is None else torch.randn(5, capacity).to(dtype).requires_grad_()
+        yield ops.row_set_sum, (x, *sets, weights, 7)
+        yield ops.row_set_sum_backward, (dout, *sets, weights, 7)
+        if capacity is not None:
+            yield ops.row_set_dot, (dout, x, *sets, capacity, 7)
     if dtype != torch.float64:
         yield ops.row_set, (*graph, *pairs, 1, False, 2, 7)

@@ -87,15 +87,15 @@ def test_nodes_without_a_row_and_negative_ids(bad: int) -> None:
     module = module_with_events()
     good, time = tensor(0, 1), tensor(9, 9)
     nodes = tensor(2, bad)
-    where = f"is {bad} at position 1, must be 0 to 4"
-    refuses(module, f"^insert: src {where}", lambda: module.insert(nodes, good, time))
-    refuses(module, f"^insert: dst {where}", lambda: module.insert(good, nodes, time))
-    refuses(module, f"^lookup: nodes {where}", lambda: module.lookup(nodes))
-    refuses(module, f"queries {where}", lambda: module.lookup_and_insert(good, good, time, nodes[:, None]))
+    where = rf"\[1\] is {bad}, must be in \[0, 5\)"
+    refuses(module, f"^insert: src{where}", lambda: module.insert(nodes, good, time))
+    refuses(module, f"^insert: dst{where}", lambda: module.insert(good, nodes, time))
+    refuses(module, f"^lookup: nodes{where}", lambda: module.lookup(nodes))
+    refuses(module, f"queries{where}", lambda: module.lookup_and_insert(good, good, time, nodes[:, None]))
     if bad < 0:
-        refuses(module, f"event_id is {bad} at position 1", lambda: module.insert(good, good, time, nodes))
+        refuses(module, rf"event_id\[1\] is {bad}", lambda: module.insert(good, good, time, nodes))
     empty = RecentNeighbors(0, 3)
-    refuses(empty, "nodes is 0 at position 0", lambda: empty.lookup(tensor(0)))
+    refuses(empty, r"nodes\[0\] is 0", lambda: empty.lookup(tensor(0)))
 
 
 @pytest.mark.cpu

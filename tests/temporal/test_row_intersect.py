@@ -1,4 +1,4 @@
-"""row_set_sum, row_set and gather_sum against Python's own sets."""
+"""row_set and row_set_sum against Python's own sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from anabranch.temporal import csr_from_edges, gather_sum, row_set, row_set_sum
+from anabranch.temporal import csr_from_edges, row_set, row_set_sum
 
 MODES = ("intersection", "left_difference", "right_difference")
 
@@ -75,6 +75,12 @@ def test_sums_and_sets(
             assert len(kept) == min(len(one), capacity)
             assert row[len(kept) :] == [-1] * (capacity - len(kept))
             assert capacity < nodes or kept == one
+        weights = torch.randn(pairs, capacity, dtype=torch.float64, requires_grad=True)
+        out = row_set_sum(x, *graph, left, right, mode, exclude, weights, seed)
+        wanted = (x[ids.clamp(min=0)] * (weights * (ids >= 0))[..., None]).sum(1)
+        torch.testing.assert_close(out, wanted)
+        gradients = (torch.autograd.grad(one, [x, weights], upstream) for one in (out, wanted))
+        torch.testing.assert_close(*gradients)
 
 
 def test_samples_are_uniform_and_of_the_pair_alone() -> None:
@@ -100,17 +106,19 @@ def test_every_dtype_rounds_once(cpu_isa: str, dtype: torch.dtype) -> None:
     for width in (1, 67, 130):
         x = torch.randn(80, width).to(dtype).requires_grad_()
         exact = x.detach().double().requires_grad_()
+        weights = torch.randn(40, 9).to(dtype).requires_grad_()
+        exact_weights = weights.detach().double().requires_grad_()
         for mode in MODES:
-            out, wanted = (row_set_sum(one, *graph, left, right, mode) for one in (x, exact))  # type: ignore[arg-type]
-            upstream = torch.randn_like(out)
-            pairs = [
-                (out, wanted),
-                tuple(torch.autograd.grad((out, wanted), (x, exact), (upstream, upstream.double()))),
-            ]
-            for ours, theirs in pairs:
-                assert ours.dtype == dtype
-                error = (ours.double() - theirs).abs().max()
-                assert error <= 2 * torch.finfo(dtype).eps * theirs.abs().max()
+            sets: Any = (*graph, left, right, mode, True)
+            for ours, theirs in (([x], [exact]), ([x, weights], [exact, exact_weights])):
+                out, wanted = (row_set_sum(one, *sets, *rest) for one, *rest in (ours, theirs))
+                upstream = torch.randn_like(out)
+                ours = [out, *torch.autograd.grad(out, ours, upstream)]
+                theirs = [wanted, *torch.autograd.grad(wanted, theirs, upstream.double())]
+                for one, other in zip(ours, theirs, strict=True):
+                    assert one.dtype == dtype
+                    error = (one.double() - other).abs().max()
+                    assert error <= (2 if dtype.itemsize == 2 else 8) * torch.finfo(dtype).eps * other.abs().max()
 
 
 @pytest.mark.cpu
@@ -120,32 +128,22 @@ def test_same_bits_on_any_threads_and_instruction_set(cpu_isa: str, dtype: torch
     graph = skewed_graph(200, 6000)
     left, right = torch.randint(200, (700,)), torch.randint(200, (700,))
     x = torch.randn(200, 70).to(dtype).requires_grad_()
+    weights = torch.randn(700, 9).to(dtype).requires_grad_()
     before, results = torch.get_num_threads(), []
     isa = torch.ops.anabranch.cpu_isa()
     for threads, other_isa in ((1, isa), (2, isa), (5, isa), (1, 0)):
         torch.set_num_threads(threads)
         torch.ops.anabranch.set_cpu_isa(other_isa)
         out = row_set_sum(x, *graph, left, right, "left_difference")
-        results.append(
-            [out, *torch.autograd.grad(out, x, out.detach().sign()), *row_set(*graph, left, right, MODES[1], 9)]
-        )
+        result = [out, *torch.autograd.grad(out, x, out.detach().sign()), *row_set(*graph, left, right, MODES[1], 9)]
+        if other_isa == isa:  # products are fused into sums where an instruction set can
+            out = row_set_sum(x, *graph, left, right, "left_difference", weights=weights)
+            result += [out, *torch.autograd.grad(out, [x, weights], out.detach())]
+        results.append(result)
     torch.set_num_threads(before)
     torch.ops.anabranch.set_cpu_isa(isa)
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_gather_sum(weighted: bool) -> None:
-    x = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
-    ids = torch.randint(-1, 9, (6, 5))
-    weights = torch.randn(6, 5, dtype=torch.float64, requires_grad=True) if weighted else None
-    wanted = (x[ids.clamp(min=0)] * ((1.0 if weights is None else weights) * (ids >= 0))[..., None]).sum(1)
-    torch.testing.assert_close(gather_sum(x, ids, weights), wanted)
-    inputs = [x] if weights is None else [x, weights]
-    ours, theirs = (torch.autograd.grad(one.cos().sum(), inputs) for one in (gather_sum(x, ids, weights), wanted))
-    torch.testing.assert_close(ours, theirs)
-    assert gather_sum(x, ids[:, :0]).tolist() == [[0.0] * 4] * 6
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=False))
 
 
 def test_compiles_whole_and_gradient_of_gradient() -> None:
@@ -155,7 +153,9 @@ def test_compiles_whole_and_gradient_of_gradient() -> None:
 
     def completion(x: Tensor) -> Tensor:
         ids, _ = row_set(*graph, left, right, "left_difference", 4, 1, True)
-        return row_set_sum(x, *graph, left, right, exclude_pair=True) + gather_sum(x, ids)
+        weights = (x[ids.clamp(min=0)] * x[right, None]).sum(2).sigmoid()
+        missing = row_set_sum(x, *graph, left, right, "left_difference", True, weights, 1)
+        return row_set_sum(x, *graph, left, right, exclude_pair=True) + missing
 
     x = torch.randn(30, 5, requires_grad=True)
     results = []
@@ -164,7 +164,11 @@ def test_compiles_whole_and_gradient_of_gradient() -> None:
         results.append([out.detach(), *torch.autograd.grad(out.square().sum(), x)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     wide = torch.randn(30, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda v: row_set_sum(v, *graph, left, right).square(), wide)
+    weights = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
+    for inputs in ((wide,), (wide, weights)):
+        assert torch.autograd.gradgradcheck(
+            lambda v, *rest: row_set_sum(v, *graph, left, right, MODES[0], False, *rest).square(), inputs
+        )
 
 
 @pytest.mark.cpu
@@ -175,6 +179,7 @@ def test_fake_tensors_on_a_gpu() -> None:
         ends = torch.zeros(6, dtype=torch.int64)
         out = row_set_sum(torch.randn(10, 4).half(), *graph, ends, ends)
         assert (out.shape, out.dtype, out.device.type) == ((6, 4), torch.float16, "cuda")
+        assert torch.ops.anabranch.row_set_dot(out, out, *graph, ends, ends, 0, False, 3, 0).shape == (6, 3)
         assert [tuple(one.shape) for one in row_set(*graph, ends, ends, MODES[1], 3)] == [(6, 3), (6,)]
 
 
@@ -214,9 +219,9 @@ def test_bad_input_of_one_alone() -> None:
         (row_set, (*graph, "intersection", -1), "row_set: capacity is -1, must be at least 0"),
         (row_set_sum, (X[:3], *graph), r"row_set_sum: x has shape \(3, 3\), must be \(4, width\)"),
         (row_set_sum, (X.int(), *graph), "row_set_sum: x is int32"),
-        (gather_sum, (X, ENDS), r"gather_sum: x has shape \(4, 3\) and ids \(3,\)"),
-        (gather_sum, (X, ENDS.int()[None]), "gather_sum: ids is int32"),
-        (gather_sum, (X, ENDS[None], X), r"gather_sum: weights has shape \(4, 3\), must be \(1, 3\) like ids"),
+        (row_set_sum, (X, *graph, MODES[0], False, X), r"row_set_sum: weights has shape \(4, 3\), must be \(3, cap"),
+        (row_set_sum, (X, *graph, MODES[0], False, ENDS), "row_set_sum: weights is int64"),
+        (row_set_sum, (X, *graph, MODES[0], False, X.to("meta")), "row_set_sum: weights is on meta, must be on cpu"),
         (csr_from_edges, (ENDS, ENDS, 3), r"csr_from_edges: src and dst are in \[0, 3\], must be in \[0, 3\)"),
         (csr_from_edges, (ENDS, ENDS[:1], 9), r"csr_from_edges: dst has shape \(1,\), must be \(3,\)"),
         (csr_from_edges, (ENDS, ENDS.int(), 9), "csr_from_edges: dst is int32"),

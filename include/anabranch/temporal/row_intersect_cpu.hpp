@@ -1,5 +1,6 @@
 // Sets of two rows of a graph (row_intersect.hpp defines them) on the CPU: a pair's set is collected into a list of ids
-// that stays in the nearest caches, then its rows of x are summed (row_sums_cpu.hpp).
+// that stays in the nearest caches, of which a sample may be chosen by hashes, then its rows of x are summed
+// (row_sums_cpu.hpp).
 //
 // Collecting walks both rows at once without a branch on what is found, 2 to 3 cycles an element, or gallops through
 // the longer row where the other is less than a sixteenth of it: short * log(long / short) steps. Then size * width *
@@ -96,35 +97,44 @@ void for_each_row_set(const RowPairs& problem, int64_t begin, int64_t end, int w
   });
 }
 
-/// Keeps the `capacity` ids of the smallest hashes, ascending.
-inline void sample_row_set(uint64_t chain, int64_t capacity, const int64_t* ids, int64_t size,
-                           std::vector<uint64_t>& hashes, int64_t* out) {
-  if (capacity == 0) return;
+/// Keeps the `capacity` ids of the smallest hashes, ascending, at the front of ids; returns how many there are.
+inline int64_t sample_row_set(const RowPairs& problem, int64_t pair, int64_t capacity, int64_t seed, int64_t* ids,
+                              int64_t size) {
+  if (size <= capacity || capacity == 0) return std::min(size, capacity);
+  thread_local std::vector<uint64_t> hashes;
   hashes.resize(2 * size);
   uint64_t* ordered = hashes.data() + size;
+  const uint64_t chain = problem.hash_of_pair(seed, pair);
   for (int64_t i = 0; i < size; ++i) hashes[i] = ordered[i] = chained_hash(chain, static_cast<uint64_t>(ids[i]));
   std::nth_element(ordered, ordered + capacity - 1, ordered + size);
   const uint64_t last = ordered[capacity - 1];  // hashes of one chain are distinct: the hash is a bijection of the id
-  for (int64_t i = 0; i < size; ++i) {
-    if (hashes[i] <= last) *out++ = ids[i];
+  for (int64_t i = 0, kept = 0; i < size; ++i) {
+    if (hashes[i] <= last) ids[kept++] = ids[i];
   }
+  return capacity;
 }
 
 }  // namespace detail
 
-/// row_set_sum_reference, to the bit. All rows are valid.
+/// row_set_sum_reference, without weights to the bit. All rows are valid.
 template <class T>
-void row_set_sum_cpu(const RowPairs& problem, const T* x, int64_t width, T* out) {
+void row_set_sum_cpu(const RowPairs& problem, const RowSetWeights<T>& weights, const T* x, int64_t width, T* out) {
   const auto kernels = row_sum_kernels<T>();
   const int workers = workers_for(detail::row_pair_work(problem) * (width / 16 + 1), 32768);
-  detail::for_each_row_set(problem, 0, problem.pairs, workers, [&](int64_t p, const int64_t* ids, int64_t size) {
-    kernels.sum(x, width, ids, size, out + p * width);
+  detail::for_each_row_set(problem, 0, problem.pairs, workers, [&](int64_t p, int64_t* ids, int64_t size) {
+    if (!weights.given) {
+      kernels.sum(x, width, ids, size, out + p * width);
+    } else {
+      const int64_t count = detail::sample_row_set(problem, p, weights.capacity, weights.seed, ids, size);
+      kernels.weighted_sum(x, width, ids, weights.of_pair(p), count, out + p * width);
+    }
   });
 }
 
-/// row_set_sum_backward_reference, to the bit.
+/// row_set_sum_backward_reference, without weights to the bit.
 template <class T>
-void row_set_sum_backward_cpu(const RowPairs& problem, const T* dout, int64_t width, T* dx) {
+void row_set_sum_backward_cpu(const RowPairs& problem, const RowSetWeights<T>& weights, const T* dout, int64_t width,
+                              T* dx) {
   using Sum = accumulate_t<T>;
   constexpr bool own = std::is_same_v<T, Sum>;
   constexpr int64_t most_ids = int64_t{1} << 20;
@@ -151,7 +161,12 @@ void row_set_sum_backward_cpu(const RowPairs& problem, const T* dout, int64_t wi
     const int collecting = workers_for(room, 16384);
     parallel_tiles((last - first + 7) / 8, collecting, [&](int64_t tile, int) {
       for (int64_t p = first + 8 * tile; p < std::min(first + 8 * tile + 8, last); ++p) {
-        sizes[p - first] = detail::collect_row_set(problem, p, ids.data() + offsets[p - first]);
+        int64_t* set = ids.data() + offsets[p - first];
+        int64_t& size = sizes[p - first];
+        size = detail::collect_row_set(problem, p, set);
+        if (weights.given) {
+          size = detail::sample_row_set(problem, p, weights.capacity, weights.seed, set, size);
+        }
       }
     });
     const int adding = workers_for(std::accumulate(sizes.begin(), sizes.end(), int64_t{0}) * (width / 16 + 1), 32768);
@@ -159,8 +174,12 @@ void row_set_sum_backward_cpu(const RowPairs& problem, const T* dout, int64_t wi
       const NodeShare share{worker, adding};
       for (int64_t p = first; p < last; ++p) {
         const int64_t* set = ids.data() + offsets[p - first];
+        const T* weight = weights.of_pair(p);
         for (int64_t k = 0; k < sizes[p - first]; ++k) {
-          if (share.owns(set[k])) kernels.add(dout + p * width, width, sums + set[k] * width);
+          if (!share.owns(set[k])) continue;
+          Sum* sum = sums + set[k] * width;
+          weights.given ? kernels.add_weighted(dout + p * width, width, weight[k], sum)
+                        : kernels.add(dout + p * width, width, sum);
         }
       }
     });
@@ -172,19 +191,27 @@ void row_set_sum_backward_cpu(const RowPairs& problem, const T* dout, int64_t wi
   }
 }
 
+/// row_set_dot_reference.
+template <class T>
+void row_set_dot_cpu(const RowPairs& problem, const T* dout, const T* x, int64_t width, int64_t capacity, int64_t seed,
+                     T* out) {
+  const auto kernels = row_sum_kernels<T>();
+  const int workers = workers_for(detail::row_pair_work(problem) * (width / 16 + 1), 32768);
+  detail::for_each_row_set(problem, 0, problem.pairs, workers, [&](int64_t p, int64_t* ids, int64_t size) {
+    const int64_t count = detail::sample_row_set(problem, p, capacity, seed, ids, size);
+    kernels.dots(dout + p * width, x, width, ids, count, out + p * capacity);
+    std::fill_n(out + p * capacity + count, capacity - count, T(0));
+  });
+}
+
 /// row_set_reference.
 inline void row_set_cpu(const RowPairs& problem, int64_t capacity, int64_t seed, int64_t* ids, int64_t* sizes) {
   const int workers = workers_for(detail::row_pair_work(problem) + problem.pairs * capacity, 32768);
-  detail::for_each_row_set(problem, 0, problem.pairs, workers, [&](int64_t p, const int64_t* set, int64_t size) {
-    int64_t* to = ids + p * capacity;
+  detail::for_each_row_set(problem, 0, problem.pairs, workers, [&](int64_t p, int64_t* set, int64_t size) {
     sizes[p] = size;
-    if (size <= capacity) {
-      std::copy_n(set, size, to);
-      std::fill_n(to + size, capacity - size, int64_t{-1});
-    } else {
-      thread_local std::vector<uint64_t> hashes;
-      detail::sample_row_set(problem.hash_of_pair(seed, p), capacity, set, size, hashes, to);
-    }
+    const int64_t count = detail::sample_row_set(problem, p, capacity, seed, set, size);
+    int64_t* to = std::copy_n(set, count, ids + p * capacity);
+    std::fill_n(to, capacity - count, int64_t{-1});
   });
 }
 

@@ -1,5 +1,6 @@
-// Sums of rows chosen by ids, and a row added to another, in the widest vectors there are. Both add in one order with
-// nothing but additions, so every instruction set gives the same bits.
+// Sums of rows chosen by ids, a row added to another, and products of rows, in the widest vectors there are. What has
+// no weights adds in one order with nothing but additions, so every instruction set gives the same bits; with weights,
+// one that fuses a multiplication into the addition rounds once less.
 #pragma once
 
 #include "anabranch/core/cpu_features.hpp"
@@ -11,8 +12,14 @@ template <class T>
 struct RowSumKernels {
   /// out [width] = x[ids[0]] + x[ids[1]] + ... in accumulate_t<T>.
   void (*sum)(const T* x, int64_t width, const int64_t* ids, int64_t count, T* out);
+  /// out [width] = weights[0] * x[ids[0]] + weights[1] * x[ids[1]] + ...
+  void (*weighted_sum)(const T* x, int64_t width, const int64_t* ids, const T* weights, int64_t count, T* out);
   /// sums [width] += row.
   void (*add)(const T* row, int64_t width, accumulate_t<T>* sums);
+  /// sums [width] += weight * row.
+  void (*add_weighted)(const T* row, int64_t width, T weight, accumulate_t<T>* sums);
+  /// out [count]: out[k] = row . x[ids[k]].
+  void (*dots)(const T* row, const T* x, int64_t width, const int64_t* ids, int64_t count, T* out);
 };
 
 /// The kernels compiled for `isa`; one specialisation per translation unit. AVX-512 BF16 adds nothing here.

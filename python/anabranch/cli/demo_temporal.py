@@ -12,9 +12,9 @@ from torch import Tensor
 from anabranch.cli.progress import progress_bar, table
 from anabranch.cli.temporal_report import HOPS, write_report
 from anabranch.cli.temporal_stream import generated_stream
-from anabranch.papers.link_prediction import LinkMetrics, evaluate, train_epoch
+from anabranch.papers.link_prediction import EVALUATION_BATCH, LinkMetrics, evaluate, train_epoch
 from anabranch.papers.nat import NAT
-from anabranch.temporal import EdgeList, NegativeSampler, TimeSplit, load_edges, split_by_time, unseen_nodes
+from anabranch.temporal import EdgeList, NegativeSampler, TimeSplit, hide_nodes, load_edges, split_by_time, unseen_nodes
 
 BATCH, LEARNING_RATE = 100, 3e-4
 GENERATED_EVENTS, GENERATED_NODES = 30_000, 600
@@ -32,6 +32,7 @@ class TemporalResult:
         train_seconds, trained: seconds and events of all training.
         epochs: epochs that were trained, the last one perhaps in part.
         parts: metrics by the name of the part.
+        hidden: nodes whose events were left out of training.
     """
 
     events: list[int] = dataclasses.field(default_factory=list)
@@ -43,12 +44,14 @@ class TemporalResult:
     trained: int = 0
     epochs: int = 0
     parts: dict[str, LinkMetrics] = dataclasses.field(default_factory=dict)
+    hidden: int = 0
 
 
-def run(minutes: float, edges_file: Path | None, epochs: int, out: Path, seed: int) -> int:
+def run(minutes: float, edges_file: Path | None, epochs: int, out: Path, seed: int, hidden_share: float = 0.0) -> int:
     """Trains `epochs` epochs, or what `minutes` leave time for, evaluates, prints the tables, writes the report.
 
-    Returns 130 after Ctrl-C, else 0.
+    hidden_share of the nodes, drawn from those of later events, is left out of training (`hide_nodes`). Returns 130
+    after Ctrl-C, else 0.
     """
     torch.manual_seed(seed)
     deadline = time.monotonic() + 60 * minutes
@@ -57,11 +60,11 @@ def run(minutes: float, edges_file: Path | None, epochs: int, out: Path, seed: i
         edges, name = generated_stream(events, max(60, events // 50), seed), "a generated stream"
     else:
         edges, name = load_edges(edges_file), edges_file.name
-    split = split_by_time(edges)
+    split, hidden = hide_nodes(split_by_time(edges), hidden_share, seed=seed)
     if min(len(part) for part in split) == 0:
         raise ValueError(f"{name} has {len(edges)} events, must have enough to split by time; give a longer stream")
     print(f"{len(edges):,} events among {edges.num_nodes:,} nodes of {name}", flush=True)
-    result, status = TemporalResult(), 0
+    result, status = TemporalResult(hidden=len(hidden)), 0
     try:
         _train_and_evaluate(edges, split, result, epochs, deadline, seed)
     except KeyboardInterrupt:
@@ -118,21 +121,21 @@ def _train_and_evaluate(
         evaluate(model, left, sampler, unseen)  # what training had no time for is seen, at least
     finally:
         progress.close()
-    seen = len(split.train)
+    seen = len(edges) - len(split.validation) - len(split.test)
     for name, part in (("validation", split.validation), ("test", split.test)):
         seen += len(part)
         result.parts[name] = evaluate(model, part, NegativeSampler(edges[:seen].dst, seed + 1), unseen)
 
 
 def quality_rows(result: TemporalResult) -> list[tuple[str, ...]]:
-    """Metrics of each part; header first."""
-    columns = "part", "events", "AP", "AUC", "AP by batch", "AUC by batch"
-    rows: list[tuple[str, ...]] = [(*columns, "with new nodes", "their AP", "their AUC", "events/s")]
+    """Metrics of each part, over all of its events, the transductive and the inductive ones; header first."""
+    rows: list[tuple[str, ...]] = [("part", "which", "events", "AP", "AUC", "AP by batch", "AUC by batch", "events/s")]
     for name, m in result.parts.items():
-        numbers = [f"{value:.4f}" for value in (m.ap, m.auc, m.batch_ap, m.batch_auc)]
-        inductive = [f"{value:.4f}" if value == value else "-" for value in (m.inductive_ap, m.inductive_auc)]
-        speed = f"{m.events / max(m.seconds, 1e-9):,.0f}"
-        rows.append((name, f"{m.events:,}", *numbers, f"{m.inductive_events:,}", *inductive, speed))
+        batches = (f"{m.batch_ap:.4f}", f"{m.batch_auc:.4f}", f"{m.all.events / max(m.seconds, 1e-9):,.0f}")
+        for which, scores in (("all", m.all), ("transductive", m.transductive), ("inductive", m.inductive)):
+            numbers = [f"{value:.4f}" if value == value else "-" for value in (scores.ap, scores.auc)]
+            rest = batches if which == "all" else ("-",) * 3
+            rows.append((name, which, f"{scores.events:,}", *numbers, *rest))
     return rows
 
 
@@ -147,14 +150,18 @@ def cache_rows(result: TemporalResult) -> list[tuple[str, ...]]:
 
 def conclusions(result: TemporalResult, split: TimeSplit) -> list[str]:
     """What the tables say, in sentences."""
-    speed = result.trained / max(result.train_seconds, 1e-9)
+    speed, threads = result.trained / max(result.train_seconds, 1e-9), torch.get_num_threads()
+    epochs = result.trained / len(split.train)
     notes = [
-        f"Trained on {result.trained:,} events ({result.trained / len(split.train):.2f} epochs, batches of {BATCH}) in "
-        f"{result.train_seconds:.1f} s: {speed:,.0f} events/s on {torch.get_num_threads()} threads. One negative for "
-        "each event, uniform over the destinations seen so far; the parts follow each other in time, 70, 15 and 15 %."
+        f"Trained on {result.trained:,} events ({epochs:.2f} epochs, batches of {BATCH}) in "
+        f"{result.train_seconds:.1f} s: {speed:,.0f} events/s on {threads} thread{'s' * (threads > 1)}. One negative "
+        "for each event, uniform over the destinations seen so far; the parts follow each other in time, 70, 15 and "
+        "15 %."
     ]
-    if any(m.inductive_events for m in result.parts.values()):
+    if result.parts:
+        hidden = f", or are among the {result.hidden:,} that were hidden from it" if result.hidden else ""
         notes.append(
-            "New nodes are those in no event of training: the inductive test. Other columns are of all events."
+            "Transductive events are those between nodes that training saw; in inductive ones a node or both are new"
+            f"{hidden}. Batches are of {EVALUATION_BATCH} events, over which NAT's release averages."
         )
     return notes

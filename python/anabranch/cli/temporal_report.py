@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,12 +31,12 @@ def write_report(
         parts += [
             "<h2>Loss</h2>",
             "<p class=note>Of events and negatives together, mean of the last 20 batches; guessing has 1.39.</p>",
-            _plot([("", _COLORS[0], result.events, losses)], 1.05 * max(losses), "loss"),
+            _plot([("", _COLORS[0], result.events, losses)], math.ceil(2.1 * max(losses)) / 2, "loss"),
         ]
     if result.parts:
         parts += [
             "<h2>Average precision</h2>",
-            "<p class=note>Of all events, and of those with a node that training never saw.</p>",
+            "<p class=note>Of all events, of those between nodes that training saw, and of the others.</p>",
             _bars(result),
         ]
     if result.points:
@@ -72,16 +73,17 @@ def _plot(curves: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], t
 
 
 def _bars(result: TemporalResult) -> str:
-    """Two bars a part, from 0 to 1, with their numbers."""
-    bottom, body = HEIGHT - BOTTOM, legend([("all events", _COLORS[0]), ("new nodes", _COLORS[1])])
+    """Three bars a part, from 0 to 1, with their numbers."""
+    bottom = HEIGHT - BOTTOM
+    body = legend(list(zip(("all events", "transductive", "inductive"), _COLORS, strict=True)))
     width = (WIDTH - LEFT) / max(len(result.parts), 1)
     for place, (name, metrics) in enumerate(result.parts.items()):
-        for side, value in enumerate((metrics.ap, metrics.inductive_ap)):
-            if value != value:
+        for side, scores in enumerate((metrics.all, metrics.transductive, metrics.inductive)):
+            if scores.ap != scores.ap:
                 continue
-            x, y = LEFT + width * (place + 0.2 + 0.32 * side), bottom - (bottom - TOP) * value
-            size = f'width="{0.28 * width:.1f}" height="{bottom - y:.1f}"'
+            x, y = LEFT + width * (place + 0.11 + 0.27 * side), bottom - (bottom - TOP) * scores.ap
+            size = f'width="{0.24 * width:.1f}" height="{bottom - y:.1f}"'
             body.append(f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{_COLORS[side]}"/>')
-            body.append(svg_text(x + 0.14 * width, y - 4, f"{value:.3f}"))
+            body.append(svg_text(x + 0.12 * width, y - 4, f"{scores.ap:.3f}"))
         body.append(svg_text(LEFT + width * (place + 0.5), bottom + 16, name))
     return frame(body, 1.0, "average precision", "")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anabranch.temporal.memory_table import MemoryTable
 from anabranch.temporal.messages import IdentityMessage, LastAggregator, MeanAggregator, TimeEncoder
 from anabranch.temporal.recent_neighbors import RecentNeighbors
+from anabranch.temporal.stream_state import check_nodes
 
 __all__ = ["IdentityMessage", "LastAggregator", "LastNeighborLoader", "MeanAggregator", "TGNMemory", "TimeEncoder"]
 
@@ -57,6 +58,7 @@ class LastNeighborLoader:
         Cost:
             A lookup of each node, and a sort of all ids; sizes depend on values, so a GPU is waited for.
         """
+        check_nodes("LastNeighborLoader", self.recent.num_nodes, self.recent.rows, n_id=n_id)
         found = self.recent.lookup(n_id)
         known = found.neighbors >= 0
         neighbors, e_id = found.neighbors[known], found.event_ids[known]
@@ -72,6 +74,7 @@ class LastNeighborLoader:
             ValueError: src and dst are no int64 vectors of one size on the device of the state, or are out of range
                 (CPU). Nothing has been written then.
         """
+        check_nodes("insert", self.recent.num_nodes, self.recent.rows, src=src, dst=dst)
         time = torch.arange(self.cur_e_id, self.cur_e_id + src.shape[0], device=src.device)
         self.recent.insert(src, dst, time, time)
         self.cur_e_id += src.shape[0]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import autocast_dtype, check_floating, check_same_device
+from anabranch.core.arguments import check_floating, check_same_device, without_autocast
 from anabranch.mixers.mixer import check_num_streams
 
 
@@ -67,12 +66,7 @@ def reduce_streams(x: Tensor, how: Literal["sum", "mean"] | Tensor = "sum") -> T
             )
         sums = torch.float64 if x.dtype == torch.float64 else torch.float32
         # Autocast would make 16-bit products of them.
-        quiet = (
-            contextlib.nullcontext()
-            if autocast_dtype(x.device) is None
-            else torch.autocast(x.device.type, enabled=False)
-        )
-        with quiet:
+        with without_autocast(x.device):
             return torch.einsum("...n,...nc->...c", how.to(sums), x.to(sums)).to(x.dtype)
     if how not in ("sum", "mean"):
         raise ValueError(f"{op}: how is {how!r}, must be 'sum', 'mean' or a tensor of weights; name one")

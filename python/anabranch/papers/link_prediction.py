@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,26 +25,31 @@ class LinkModel(Protocol):
     def train(self, mode: bool = True) -> Any: ...
 
 
+class Scores(NamedTuple):
+    """Average precision and area under the ROC curve over some events together; NaN where there is none."""
+
+    events: int
+    ap: float
+    auc: float
+
+
 @dataclasses.dataclass(frozen=True)
 class LinkMetrics:
     """Of one pass over a part of a stream, one negative for each event.
 
     Attributes:
-        ap, auc: average precision and area under the ROC curve, over all events together.
+        all: of all events.
+        transductive: of those whose ends both are in events of training.
+        inductive: of the others: an end or both are new, or were hidden from training (`hide_nodes`).
         batch_ap, batch_auc: means over batches of `EVALUATION_BATCH` events, as the releases of NAT and CAWN report.
-        inductive_ap, inductive_auc: of the events with an end that training never saw; NaN where there is none.
-        events, inductive_events: how many there were.
         seconds: of the pass.
     """
 
-    ap: float
-    auc: float
+    all: Scores
+    transductive: Scores
+    inductive: Scores
     batch_ap: float
     batch_auc: float
-    inductive_ap: float
-    inductive_auc: float
-    events: int
-    inductive_events: int
     seconds: float
 
 
@@ -92,7 +97,10 @@ def evaluate(
     """One pass over the stream in order without training; the model takes the events in.
 
     Args:
+        model: in the state that the events before these have left.
+        sampler: one negative destination for each event.
         unseen: bool `[num_nodes]`, nodes that training never saw (`unseen_nodes`).
+        epoch: another one, other negatives.
     """
     start = time.perf_counter()
     model.train(False)
@@ -110,12 +118,12 @@ def evaluate(
     inductive = unseen[edges.src] | unseen[edges.dst]
     count = max(len(batches), 1)
     return LinkMetrics(
-        *_ap_and_auc(positive, negative),
+        *(
+            Scores(len(positive[some]), *_ap_and_auc(positive[some], negative[some]))
+            for some in (inductive | True, ~inductive, inductive)
+        ),
         sum(ap for ap, _ in batches) / count,
         sum(auc for _, auc in batches) / count,
-        *_ap_and_auc(positive[inductive], negative[inductive]),
-        len(edges),
-        int(inductive.sum()),
         seconds,
     )
 

@@ -19,7 +19,8 @@ none: there is no gradient from one batch to another.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +29,14 @@ from anabranch.temporal import (
     EdgeList,
     NCache,
     NCacheRows,
+    WholeState,
     gru_weights,
     latest_of_node,
     ordered_scatter_,
     pair_encode,
 )
+from anabranch.temporal.stream_state import check_no_nan
+from anabranch.temporal.whole_state import largest_id
 
 
 class NATRows(NamedTuple):
@@ -43,7 +47,7 @@ class NATRows(NamedTuple):
     self_states: Tensor
 
 
-class NAT(nn.Module):
+class NAT(WholeState):
     """Neighborhood-aware temporal network, on `anabranch.temporal`.
 
     Args:
@@ -63,6 +67,9 @@ class NAT(nn.Module):
 
     State besides the parameters: the cache, self states and last partners, all in `state_dict`, so that a run that is
     saved, loaded and continued is the one that never stopped; dropout wants torch's generator saved too.
+
+    Raises:
+        ValueError: edge_features has a NaN (CPU).
     """
 
     edge_features: Tensor | None
@@ -91,6 +98,7 @@ class NAT(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        check_no_nan("NAT", edge_features=edge_features)
         edge_size = 0 if edge_features is None else edge_features.shape[1]
         inputs = self_size + edge_size + time_size
         self.activation: Literal["none", "relu"] = activation
@@ -118,6 +126,11 @@ class NAT(nn.Module):
         self.register_buffer("self_states", torch.zeros(num_nodes, self_size))
         for name in ("partner", "partner_event", "partner_time"):
             self.register_buffer(name, torch.full((num_nodes,), -1))
+
+    def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
+        yield from super().state_problems(given)
+        if (node := largest_id(given, "partner")) >= self.cache.num_nodes:
+            yield f"partner holds node {node}, must be below {self.cache.num_nodes}; the state is damaged"
 
     def reset_state(self) -> None:
         """Forgets every event; the parameters stay."""

@@ -32,6 +32,7 @@ from anabranch.temporal import (
     MemoryCorrection,
     MemoryTable,
     NegativeSampler,
+    WholeState,
     average_precision,
     coherence_loss,
     load_edges,
@@ -40,7 +41,7 @@ from anabranch.temporal import (
 )
 
 
-class TGN(nn.Module):
+class TGN(WholeState):
     """Scores of links from memories and attention over the last events (TGN, arXiv 2006.10637), with or without PRES.
 
     Args:
@@ -119,8 +120,7 @@ def run(
 ) -> LinkMetrics:
     """Trains in batches of that size on the first 70 % of the stream and tests on the last 15 %, in batches of 200.
 
-    gamma, the share of the prediction, is learned from its start. 0.1 is ours: from 0.9 memories hardly hear of events,
-    and on UCI the result is below that without a correction.
+    gamma, the share of the prediction, is learned from its start; see `MemoryCorrection` for why that is 0.1.
     """
     torch.manual_seed(seed)
     train, validation, test = split_by_time(edges)

@@ -28,6 +28,7 @@ from anabranch.temporal import (
     EdgeList,
     MemoryTable,
     SignedMemory,
+    WholeState,
     average_precision,
     load_edges,
     roc_auc,
@@ -37,7 +38,7 @@ from anabranch.temporal import (
 VARIANTS = ("theory", "release", "single memory")
 
 
-class SEMBA(nn.Module):
+class SEMBA(WholeState):
     """The logit that an event is negative, of events as they come.
 
     Args:

@@ -21,7 +21,15 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from anabranch.temporal import EdgeList, RecentNeighbors, RunningMean, degree_encoding, masked_mean_sum, unseen_nodes
+from anabranch.temporal import (
+    EdgeList,
+    RecentNeighbors,
+    RunningMean,
+    WholeState,
+    degree_encoding,
+    masked_mean_sum,
+    unseen_nodes,
+)
 
 Kind = Literal["random", "positional", "degree"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -154,18 +162,20 @@ def _positions(train: EdgeList, start: Tensor, rounds: int = 30) -> Tensor:
     return vectors * (size / start.shape[1]) ** 0.5
 
 
-class StreamContext(nn.Module):
+class StreamContext(WholeState):
     """The last k events of every node with their features: gives each query its `Context`.
 
     Args:
         features: of nodes; edges: the whole stream, whose event features are looked up by event id; k: events a node.
     """
 
+    edge_features: Tensor | None
+
     def __init__(self, features: NodeFeatures, edges: EdgeList, k: int) -> None:
         super().__init__()
         self.features = features
         self.recent = RecentNeighbors(edges.num_nodes, k, device=edges.src.device)
-        self.edge_features = edges.features
+        self.register_buffer("edge_features", edges.features, persistent=False)  # the stream's, not the model's
 
     def forward(self, nodes: Tensor, time: Tensor) -> Context:
         """The context of nodes int64 `[B]` at times int64 `[B]`, from the events given so far."""

@@ -24,6 +24,7 @@ class TemporalAttention(nn.Module):
     the memories of the nodes and of their neighbours.
     """
 
+    features: Tensor | None
     frequencies: Tensor
 
     def __init__(
@@ -35,8 +36,8 @@ class TemporalAttention(nn.Module):
                 f"TemporalAttention: out_dim is {out_dim}, must be a multiple of {heads} heads; choose another width"
             )
         self.heads = heads
-        self.features = edges.features
-        self.recent = RecentNeighbors(edges.num_nodes, k)
+        self.register_buffer("features", edges.features, persistent=False)  # the stream's, not the model's
+        self.recent = RecentNeighbors(edges.num_nodes, k, device=edges.src.device)
         self.register_buffer("frequencies", torch.logspace(0, -9, time_dim))
         edge_dim = 0 if edges.features is None else edges.features.shape[1]
         self.query = nn.Linear(memory_dim, out_dim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from anabranch.temporal.csr import csr_from_edges
 from anabranch.temporal.edge_files import load_edges
 from anabranch.temporal.edge_list import EdgeList
 from anabranch.temporal.memory_table import MemoryTable
@@ -14,12 +15,13 @@ from anabranch.temporal.pair_encode import pair_encode
 from anabranch.temporal.pair_join import pair_join
 from anabranch.temporal.random_projections import RandomProjections
 from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
-from anabranch.temporal.row_intersect import csr_from_edges, gather_sum, row_set, row_set_sum
+from anabranch.temporal.row_intersect import row_set, row_set_sum
 from anabranch.temporal.running_mean import RunningMean, degree_encoding, masked_mean_sum
 from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments, coherence_loss
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_, ordered_scatter_add_
 from anabranch.temporal.signed_memory import SignedMemory
 from anabranch.temporal.splits import TimeSplit, events_at, hide_nodes, split_by_time, unseen_nodes
+from anabranch.temporal.whole_state import WholeState
 
 __all__ = [
     "EdgeList",
@@ -40,12 +42,12 @@ __all__ = [
     "SignedMemory",
     "TimeEncoder",
     "TimeSplit",
+    "WholeState",
     "average_precision",
     "coherence_loss",
     "csr_from_edges",
     "degree_encoding",
     "events_at",
-    "gather_sum",
     "gru_weights",
     "hide_nodes",
     "hits_at",

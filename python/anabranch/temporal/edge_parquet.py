@@ -7,9 +7,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from anabranch.temporal.edge_layout import positions_of
 from anabranch.temporal.edge_list import EdgeList
 from anabranch.temporal.edge_nodes import Collected
-from anabranch.temporal.edge_text import Array, scaled_time
+from anabranch.temporal.edge_numbers import scaled_time
+from anabranch.temporal.edge_text import Array
 
 _TICKS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _LARGEST = (1 << 63) - 1
@@ -32,12 +34,11 @@ def load_parquet(
         from pyarrow import parquet
     except ImportError:
         raise ModuleNotFoundError(f"load_edges: {path} is Parquet, which needs pyarrow; pip install pyarrow") from None
-    from anabranch.temporal.edge_files import positions_of
 
     try:
         table = parquet.ParquetFile(file)
         schema = table.schema_arrow
-        chosen = _columns_of(schema, columns, path, positions_of)
+        chosen = _columns_of(schema, columns, path)
         numeric = all(arrow.types.is_integer(schema.field(place).type) for place in chosen[:2])
         names = [schema.names[place] for place in chosen]
         collected = Collected(numeric, bipartite, tuple(names[3:]), len(chosen) - 3)
@@ -66,12 +67,11 @@ def load_parquet(
     return collected.finish()
 
 
-def _columns_of(schema: Any, columns: Sequence[int | str] | None, path: object, positions_of: Any) -> list[int]:
+def _columns_of(schema: Any, columns: Sequence[int | str] | None, path: object) -> list[int]:
     import pyarrow as arrow
 
     if columns is not None:
-        found: list[int] = positions_of(columns, schema.names, len(schema.names), path)
-        return found
+        return positions_of(columns, schema.names, len(schema.names), path)
     if len(schema.names) < 3:
         raise ValueError(
             f"load_edges: {path} has the columns {schema.names}, must have src, dst and time; is it the right file?"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anabranch.temporal.mailbox import LastMailbox, LogMailbox
+from anabranch.temporal.mailbox import OTHER, LastMailbox, LogMailbox
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_
-from anabranch.temporal.stream_state import WholeState
+from anabranch.temporal.whole_state import WholeState, has_values, largest_id
 
 
 class Update(NamedTuple):
@@ -34,6 +35,9 @@ class EventMemory(WholeState):
     While training, `forward` applies what waits without writing; `update_state` writes it for the nodes of the batch
     and then lets the batch wait. In eval mode `forward` reads, and `update_state` applies a batch at once. Going from
     train to eval applies all that waits. What is stored has no gradient.
+
+    A state that was saved while training and is loaded in eval mode is the state after `eval()`: what waits is applied,
+    by the layers that were loaded with it. The extra state says whether it was saved while training.
     """
 
     last_update: Tensor
@@ -41,6 +45,11 @@ class EventMemory(WholeState):
     num_nodes: int
     slots_per_node: int
     untouched: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded_in_training = False
+        self.register_load_state_dict_post_hook(_apply_what_was_loaded)
 
     def update_rows(self, nodes: Tensor) -> Update:
         """What the memories of nodes become with what waits for them; nothing is written."""
@@ -61,6 +70,7 @@ class EventMemory(WholeState):
         """`update_state` of checked events: nodes and slots `[2E]`, sources first; words `[2E, 4]`, raw `[E, F]`."""
         if nodes.shape[0] == 0:
             return
+        self.mailbox.reserve(nodes.shape[0])  # or raise while nothing has been written
         with torch.no_grad():
             if nodes.device.type == "cpu" and not torch.compiler.is_compiling():
                 named = nodes.unique()
@@ -116,6 +126,24 @@ class EventMemory(WholeState):
     def detach(self) -> None:
         """Does nothing: what is stored never has a gradient. Here for callers that cut it by hand."""
 
-    def time_encoding(self, encoder: nn.Module, time: Tensor, since: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of the time that has passed; differences are exact, whatever the unit."""
-        return encoder((time - since).to(dtype))
+    def get_extra_state(self) -> Tensor:
+        """bool `[]`: whether events wait to be applied, as they do while training."""
+        return torch.tensor(self.training, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Remembers it until all is loaded."""
+        self._loaded_in_training = has_values(state) and bool(state)
+
+    def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
+        yield from super().state_problems(given)
+        mode = given["_extra_state"]
+        if not isinstance(mode, Tensor) or mode.dtype != torch.bool or mode.dim() > 0:
+            yield "_extra_state is not a bool of no dimension, must be; load what state_dict() gave"
+        if (node := largest_id(given, "mailbox.words", OTHER)) >= self.num_nodes:
+            yield f"mailbox.words holds node {node}, must be below {self.num_nodes}; the state is damaged"
+
+
+def _apply_what_was_loaded(module: EventMemory, _: Any) -> None:
+    loaded_in_training, module._loaded_in_training = module._loaded_in_training, False
+    if loaded_in_training and not module.training and not module.last_update.is_meta:
+        module._flush()

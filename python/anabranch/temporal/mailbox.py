@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anabranch.temporal.scatter import latest_of_node, ordered_scatter_
-from anabranch.temporal.stream_state import WholeState
+from anabranch.temporal.whole_state import WholeState
 
-_OTHER, _TIME, _EVENT, _ROLE = range(4)
+OTHER, _TIME, _EVENT, _ROLE = range(4)
 
 
 class Mail(NamedTuple):
@@ -46,6 +47,10 @@ class LastMailbox(WholeState):
         self.register_buffer("words", torch.full((num_slots, 4), -1, device=device))
         self.register_buffer("raw", torch.zeros(num_slots, raw_dim, dtype=dtype, device=device))
 
+    def reserve(self, events: int) -> int:
+        """There is always room."""
+        return 0
+
     def store(self, slots: Tensor, words: Tensor, raw: Tensor) -> None:
         """Replaces the events of the slots named; `raw [m / 2, F]` is that of both halves of the batch."""
         to = torch.where(latest_of_node(slots, words[:, _TIME], words[:, _EVENT]), slots, -1)
@@ -69,18 +74,19 @@ class LastMailbox(WholeState):
 
     def waiting(self) -> Tensor:
         """bool `[num_slots]`: where an event waits."""
-        return self.words[:, _OTHER] >= 0
+        return self.words[:, OTHER] >= 0
 
 
-class LogMailbox(nn.Module):
+class LogMailbox(WholeState):
     """All events of each slot's latest batch: a contiguous range of a log, in the order of the batch.
 
     A batch is sorted by slot (stable) and written behind the log; ranges of earlier batches fall away. When the log is
-    full the ranges that are still read move to a new one, twice as large as they need: that is the one time when the
-    host waits for a GPU, besides a read, whose size depends on what waits.
+    full the ranges that are still read move to a new one, twice as large as they need. In shared memory they move
+    within the log, which cannot grow there: call `reserve` before `share_memory`. The host waits for a GPU when it
+    asks for the end of the log, and in a read, whose size depends on what waits.
 
     State: `ranges` int64 `[num_slots, 2]`; `words` int64 `[room, 5]` (other, time, event id, role, slot), `raw`
-    `[room, raw_dim]`, `size` int64 `[1]`. A state of any room can be loaded.
+    `[room, raw_dim]`, `size` int64 `[1]`, the end of the log. A state of any room can be loaded.
     """
 
     ranges: Tensor
@@ -92,7 +98,6 @@ class LogMailbox(nn.Module):
         self, num_slots: int, raw_dim: int, *, device: torch.device | str | None = None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.used = 0
         self.register_buffer("ranges", torch.zeros(num_slots, 2, dtype=torch.int64, device=device))
         self.register_buffer("words", torch.zeros(0, 5, dtype=torch.int64, device=device))
         self.register_buffer("raw", torch.zeros(0, raw_dim, dtype=dtype, device=device))
@@ -101,17 +106,15 @@ class LogMailbox(nn.Module):
     def store(self, slots: Tensor, words: Tensor, raw: Tensor) -> None:
         """Replaces the events of the slots named; `raw [m / 2, F]` is that of both halves of the batch."""
         m = slots.shape[0]
-        if self.used + m > self.words.shape[0]:
-            self._compact(m)
+        begin = self.reserve(m)
+        end = begin + m
         ordered, source = slots.sort(stable=True)
-        begin, end = self.used, self.used + m
         self.words[begin:end, :4] = words[source]
         self.words[begin:end, 4] = ordered
         self.raw[begin:end] = raw[source % max(1, m // 2)]
         # All entries of a slot write the same range.
         ends = torch.stack([torch.searchsorted(ordered, ordered), torch.searchsorted(ordered, ordered, right=True)], 1)
         ordered_scatter_(self.ranges, ordered, ends + begin)
-        self.used = end
         self.size.fill_(end)
 
     def read(self, slots: Tensor) -> Mail:
@@ -132,44 +135,67 @@ class LogMailbox(nn.Module):
         """Empties all slots."""
         self.ranges.zero_()
         self.size.zero_()
-        self.used = 0
 
     def waiting(self) -> Tensor:
         """bool `[num_slots]`: where an event waits."""
         return self.ranges[:, 1] > self.ranges[:, 0]
 
-    def _compact(self, more: int) -> None:
-        words, raw = self.words[: self.used], self.raw[: self.used]
-        slot, place = words[:, 4], torch.arange(self.used, device=words.device)
+    def reserve(self, events: int) -> int:
+        """Makes room for more events, twice that where the log is moved; returns where they go.
+
+        Raises:
+            ValueError: there is no room and the log is in shared memory, where other processes would keep the old one.
+        """
+        used = int(self.size)
+        if used + events <= self.words.shape[0]:
+            return used
+        slot, place = self.words[:used, 4], torch.arange(used, device=self.words.device)
         kept = (place >= self.ranges[slot, 0]) & (place < self.ranges[slot, 1])
+        words, raw = self.words[:used][kept], self.raw[:used][kept]
+        left = words.shape[0]
+        if left + events > self.words.shape[0] and self._is_shared():
+            raise ValueError(
+                f"reserve: the log has room for {self.words.shape[0]} events in shared memory, must have it for "
+                f"{left + events}; reserve more before share_memory()"
+            )
         moved = kept.cumsum(0) - kept.long()
         read = self.waiting()
         begin = moved[self.ranges[read, 0]]
         self.ranges[read] = torch.stack([begin, begin + self.ranges[read].diff(dim=1)[:, 0]], 1)
-        words, raw = words[kept], raw[kept]
-        self.used = words.shape[0]
-        room = max(256, 2 * (self.used + more))
-        self.words, self.raw = self.words.new_zeros(room, 5), self.raw.new_zeros(room, raw.shape[1])
-        self.words[: self.used], self.raw[: self.used] = words, raw
-        self.size.fill_(self.used)
+        if not self._is_shared():
+            room = max(256, 2 * (left + events))
+            self.words, self.raw = self.words.new_zeros(room, 5), self.raw.new_zeros(room, raw.shape[1])
+        self.words[:left], self.raw[:left] = words, raw
+        self.size.fill_(left)
+        return left
 
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        given = {name: state_dict.get(prefix + name) for name in self._buffers}
-        words, raw, ranges, size = (given[name] for name in ("words", "raw", "ranges", "size"))
-        if words is not None and raw is not None and ranges is not None and size is not None:
-            used = int(size)
-            if (
-                ranges.shape != self.ranges.shape
-                or raw.shape != (words.shape[0], self.raw.shape[1])
-                or not 0 <= used <= words.shape[0]
-                or (ranges.numel() and (int(ranges.min()) < 0 or int(ranges.max()) > used))
-            ):
-                rest[-1].append(
-                    f"{prefix}* is no mailbox of {self.ranges.shape[0]} slots and {self.raw.shape[1]} numbers."
-                )
-                return
-            self.words, self.raw = self.words.new_zeros(words.shape), self.raw.new_zeros(raw.shape)
-            self.used = used
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+    def _is_shared(self) -> bool:
+        return self.words.device.type == "cpu" and self.words.is_shared()  # torch calls all memory of a GPU shared
+
+    def state_shape(self, name: str, given: Mapping[str, Any]) -> tuple[int, ...]:
+        if name not in ("words", "raw"):
+            return super().state_shape(name, given)
+        words = given["words"]
+        return words.shape[0] if isinstance(words, Tensor) and words.dim() > 0 else 0, getattr(self, name).shape[1]
+
+    def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
+        problems = list(super().state_problems(given))
+        yield from problems
+        if problems:
+            return
+        ranges, words, size = (given[name] for name in ("ranges", "words", "size"))
+        if self._is_shared() and words.shape != self.words.shape:
+            yield (
+                f"words has room for {words.shape[0]} events, must have it for {self.words.shape[0]} in shared memory; "
+                "load before share_memory()"
+            )
+        elif not words.is_meta:
+            used, (begin, end) = int(size), ranges.unbind(1)
+            slots = words[: max(0, used), 4]
+            fits = 0 <= used <= words.shape[0] and bool(((begin >= 0) & (begin <= end) & (end <= used)).all())
+            if not fits or not bool(((slots >= 0) & (slots < ranges.shape[0])).all()):
+                yield f"ranges and words are not those of a log of {used} events, must be; the state is damaged"
+
+    def make_room_for(self, given: Mapping[str, Any]) -> None:
+        if given["words"].shape != self.words.shape:
+            self.words, self.raw = self.words.new_zeros(given["words"].shape), self.raw.new_zeros(given["raw"].shape)

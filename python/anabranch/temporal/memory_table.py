@@ -12,7 +12,7 @@ from anabranch.temporal.event_memory import EventMemory, Update, newest_of
 from anabranch.temporal.mailbox import LastMailbox, LogMailbox
 from anabranch.temporal.messages import IdentityMessage, LastAggregator, MeanAggregator, TimeEncoder
 from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments
-from anabranch.temporal.stream_state import check_like_nodes, check_nodes, check_rows
+from anabranch.temporal.stream_state import check_like_nodes, check_no_nan, check_nodes, check_rows
 
 
 class MemoryTable(EventMemory):
@@ -118,8 +118,8 @@ class MemoryTable(EventMemory):
             event_id: int64 `[E]`, which decides between equal times; default: the place in the batch.
 
         Raises:
-            ValueError: shapes, dtypes or devices that do not fit; nodes out of range (CPU). Nothing has been written
-                then.
+            ValueError: shapes, dtypes or devices that do not fit; on the CPU also nodes out of range and NaN in
+                raw_msg. Nothing has been written then.
 
         Cost:
             One update of each node in the batch: for identical messages the GRU's products, and about ten rows read
@@ -130,6 +130,7 @@ class MemoryTable(EventMemory):
         events = src.shape[0]
         check_like_nodes(op, self.memory, events, dst=dst, t=t, event_id=event_id)
         check_rows(op, self.memory, events, self.raw_msg_dim, raw_msg=raw_msg)
+        check_no_nan(op, raw_msg=raw_msg)
         ids = torch.arange(events, device=src.device) if event_id is None else event_id
         roles = torch.zeros_like(src), torch.ones_like(src)
         words = torch.cat([torch.stack([o, t, ids, r], 1) for o, r in zip((dst, src), roles, strict=True)])
@@ -178,7 +179,7 @@ class MemoryTable(EventMemory):
         """The one message of each node, its time, and whether there is one."""
         mail = self.mailbox.read(nodes)
         has = mail.other >= 0
-        t_enc = self.time_encoding(self.time_enc, mail.time, self.last_update[nodes], previous.dtype)
+        t_enc = self.time_enc(mail.time - self.last_update[nodes])
         parts = previous, self.memory.index_select(0, mail.other.clamp_min(0)), mail.raw, t_enc
         message = self.msg_s_module(*parts)
         if any(True for _ in self.msg_d_module.parameters()):  # without parameters the two are one function
@@ -191,7 +192,7 @@ class MemoryTable(EventMemory):
         for role, module in enumerate((self.msg_s_module, self.msg_d_module)):
             mail = self.mailbox.read(2 * nodes + role)
             own = nodes[mail.query]
-            t_enc = self.time_encoding(self.time_enc, mail.time, self.last_update[own], previous.dtype)
+            t_enc = self.time_enc(mail.time - self.last_update[own])
             messages.append(module(*(self.memory.index_select(0, ids) for ids in (own, mail.other)), mail.raw, t_enc))
             indices.append(mail.query)
             times.append(mail.time)

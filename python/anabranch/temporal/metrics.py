@@ -94,14 +94,32 @@ def positive_ranks(positive: Tensor, negatives: Tensor) -> Tensor:
 
 
 def mean_reciprocal_rank(positive: Tensor, negatives: Tensor) -> Tensor:
-    """The mean of `1 / positive_ranks(positive, negatives)`: float64 `[]`; NaN for no positives."""
+    """The mean of `1 / positive_ranks(positive, negatives)`.
+
+    Args, Raises, Cost: as `positive_ranks`.
+
+    Returns:
+        float64 `[]`, in (0, 1]: TGB's MRR for `[B, K]` negatives; NaN for no positives or a score that is NaN.
+    """
     return (1 / positive_ranks(positive, negatives)).mean()
 
 
 def hits_at(k: int, positive: Tensor, negatives: Tensor) -> Tensor:
-    """The share of positives with `positive_ranks(positive, negatives) <= k`: float64 `[]`; NaN for no positives.
+    """The share of positives with `positive_ranks(positive, negatives) <= k`.
 
-    With shared negatives `[K]` it is OGB's Hits@k, the share above the k-th best negative, but for ties with it.
+    Args:
+        k: places that count, from 1.
+        positive, negatives: as `positive_ranks`. With shared negatives `[K]` it is OGB's Hits@k, the share above the
+            k-th best negative, but for ties with it.
+
+    Returns:
+        float64 `[]`; NaN for no positives or a score that is NaN.
+
+    Raises:
+        ValueError: k below 1; shapes or devices that do not fit.
+
+    Cost:
+        As `positive_ranks`.
     """
     if k < 1:
         raise ValueError(f"hits_at: k is {k}, must be at least 1; ask for the first place or more")

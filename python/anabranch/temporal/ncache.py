@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anabranch.core.arguments import check_same_device, dtype_name
+from anabranch.core.arguments import check_same_device
 from anabranch.core.library import ops
 from anabranch.temporal.ncache_read import GruWeights, NCacheRows, ncache_read
+from anabranch.temporal.ncache_settings import check_settings, problem_of_settings
+from anabranch.temporal.whole_state import WholeState, largest_id
 
 _TABLES = ("keys", "event_ids", "times", "states")
 
 
-class NCache(nn.Module):
+class NCache(WholeState):
     """The neighbourhood cache of NAT: per node 1 + M1 (+ M2) slots, of the node itself, of hop 1 and of hop 2.
 
     Args:
@@ -32,8 +34,8 @@ class NCache(nn.Module):
     are as if applied one by one.
 
     Buffers: `keys`, `event_ids`, `times` int64 `[N, S]`, -1 where empty, and `states` `[N, S, F]`. With them the seed,
-    the probability and the slots are in `state_dict`. A state of another number of nodes or of other slots is refused,
-    and nothing of it is loaded.
+    the probability and the slots are in `state_dict`. A state of another number of nodes, of other slots or of another
+    dtype is refused, and nothing of it is loaded.
 
     Source:
         Luo and Li, "Neighborhood-aware Scalable Temporal Network Representation Learning", arXiv 2209.01084. Different
@@ -57,24 +59,7 @@ class NCache(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if num_nodes < 0:
-            raise ValueError(f"NCache: num_nodes is {num_nodes}, must be at least 0; pass the number of nodes")
-        if len(slots) not in (1, 2) or min(slots) < 1:
-            raise ValueError(
-                f"NCache: slots is {tuple(slots)}, must be 1 or 2 positive numbers; pass those of each hop"
-            )
-        if state_size < 1:
-            raise ValueError(f"NCache: state_size is {state_size}, must be positive; pass the numbers of a state")
-        if not 0 <= replace_probability <= 1:
-            raise ValueError(
-                f"NCache: replace_probability is {replace_probability}, must be in [0, 1]; it is a probability"
-            )
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"NCache: seed is {seed}, must be an int64; take another")
-        if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-            raise ValueError(
-                f"NCache: dtype is {dtype_name(dtype)}, must be float32, bfloat16, float16 or float64; pass one of them"
-            )
+        check_settings(num_nodes, slots, state_size, replace_probability, seed, dtype)
         self.slots = tuple(slots)
         self.replace_probability = float(replace_probability)
         self.seed = seed
@@ -120,7 +105,21 @@ class NCache(nn.Module):
         time_origin: int = 0,
         time_scale: float = 1.0,
     ) -> NCacheRows:
-        """The slots of nodes, states brought up to date: `ncache_read` of this cache."""
+        """The slots of nodes, states brought up to date by a GRU: `ncache_read` of this cache.
+
+        Args:
+            nodes: int64 `[B]`.
+            node_features: `[num_nodes, D]`, by neighbour.
+            edge_features: `[events, De]` by event id, or None.
+            frequency, phase: `[Dt]`, of the cosines of time.
+            gru: the weights that every slot's GRU shares, of `gru_weights`.
+            time_origin, time_scale: an event's time t enters as `(t - time_origin) * time_scale`.
+
+        Returns:
+            `NCacheRows` of `[B, S]` slots; occupied ones have their new states, empty ones zeros. Nothing is stored.
+
+        Raises, Gradient, Cost: as `ncache_read`.
+        """
         return ncache_read(
             self.keys,
             self.event_ids,
@@ -225,43 +224,15 @@ class NCache(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.replace_probability, self.seed = float(state["replace_probability"]), int(state["seed"])
 
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        problem = self._problem_of({name: state_dict.get(prefix + name) for name in (*_TABLES, "_extra_state")})
-        if problem:
-            error_msgs.append(f"{prefix or 'NCache'}: {problem}.")
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-
-    def _problem_of(self, given: dict[str, Any]) -> str:
-        """Why these are no cache that could be loaded here; nothing where they are one."""
-        missing = [name for name, value in given.items() if value is None]
-        if missing:
-            return "" if len(missing) == len(given) else f"{', '.join(missing)} of it are missing; load all of a cache"
-        slots = tuple(given["_extra_state"]["slots"])
-        if slots != self.slots:
-            return f"slots is {slots}, must be {self.slots} like the module's; make it with those"
-        for name in _TABLES:
-            shape = tuple(getattr(self, name).shape)
-            if tuple(given[name].shape) != shape:
-                return (
-                    f"{name} has shape {tuple(given[name].shape)}, must be {shape}; make the cache with as many nodes "
-                    "and as large states"
-                )
-        keys = given["keys"]
-        if keys.device.type != "meta" and keys.numel() and int(keys.max()) >= self.num_nodes:
-            return f"keys holds node {int(keys.max())}, must be below {self.num_nodes}; the state is damaged"
-        return ""
+    def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
+        extra = given["_extra_state"]
+        if problem := problem_of_settings(extra):
+            yield f"_extra_state {problem}"
+        elif tuple(extra["slots"]) != self.slots:
+            yield f"slots is {tuple(extra['slots'])}, must be {self.slots}; make the cache with those of the saved one"
+        yield from super().state_problems(given)
+        if (node := largest_id(given, "keys")) >= self.num_nodes:
+            yield f"keys holds node {node}, must be below {self.num_nodes}; the state is damaged"
 
 
 @torch.library.register_fake("anabranch::ncache_update")

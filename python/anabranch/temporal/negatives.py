@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from anabranch.core.arguments import check_same_device, dtype_name
 from anabranch.temporal.edge_list import EdgeList
 from anabranch.temporal.hashing import below, chained_hash
+from anabranch.temporal.stream_state import check_nodes
 
 
 class NegativeSampler(nn.Module):
@@ -89,12 +90,17 @@ class NegativeSampler(nn.Module):
         """k destinations for each event out of those that its source had in the history.
 
         Each is uniform over the source's distinct ones, with replacement; where it had none but the excluded one,
-        uniform over all destinations, as `sample` draws it. Arguments, errors and cost as `sample`; src int64 `[B]`.
+        uniform over all destinations, as `sample` draws it. Arguments, errors and cost as `sample`; src int64 `[B]`,
+        nodes of the history (CPU; on a GPU others had none).
         """
         hashes = self._hashes("sample_historical", event_id, k, epoch, src=src, exclude=exclude)
         if len(self.history_offsets) == 0:
             raise ValueError("NegativeSampler.sample_historical: history is None, must be events; give history=")
-        start, end = self.history_offsets[src], self.history_offsets[src + 1]
+        num_nodes = len(self.history_offsets) - 1
+        check_nodes("NegativeSampler.sample_historical", num_nodes, self.dst_nodes, src=src)
+        last = self.history_offsets.new_full((), num_nodes)
+        first = torch.where((src < 0) | (src >= last), last, src)
+        start, end = self.history_offsets[first], self.history_offsets[torch.minimum(first + 1, last)]
         if len(self.history_dst) == 0:
             return self.sample(event_id, k, epoch=epoch, exclude=exclude)
         count, place = end - start, end

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from anabranch.core.library import ops
-from anabranch.temporal.stream_state import WholeState, check_like_nodes, check_nodes
+from anabranch.temporal.stream_state import check_like_nodes, check_nodes
+from anabranch.temporal.whole_state import WholeState, has_values
 
 _BEFORE_ALL = torch.iinfo(torch.int64).min
 
@@ -28,8 +32,8 @@ class RandomProjections(WholeState):
         device, dtype: of the table; float32 by default.
 
     State: `table` `[num_nodes, num_levels + 1, dim]`, `last_time` int64 `[num_nodes]`, `now` int64 `[1]`, which never
-    goes back: later batches of earlier times are faded on arrival. Sums run in the batch's order, bitwise the same for
-    every number of threads. Nothing here is differentiable.
+    goes back: later batches of earlier times are faded on arrival. A saved state is loaded where the decay is the same.
+    Sums run in the batch's order, bitwise the same for every number of threads. Nothing here is differentiable.
     """
 
     table: Tensor
@@ -85,7 +89,20 @@ class RandomProjections(WholeState):
         self.now.copy_(now)
 
     def rows(self, nodes: Tensor) -> Tensor:
-        """`[n, num_levels + 1, dim]`: the rows of nodes int64 `[n]`, faded until `now`."""
+        """The rows of nodes, faded until `now`.
+
+        Args:
+            nodes: int64 `[n]`.
+
+        Returns:
+            `[n, num_levels + 1, dim]`, a copy without gradient; level 0 is random and does not fade.
+
+        Raises:
+            ValueError: another dtype, shape or device; nodes out of range (CPU).
+
+        Cost:
+            Reads and writes n rows of num_levels + 1 vectors.
+        """
         check_nodes("rows", self.num_nodes, self.table, nodes=nodes)
         age = (self.now - self.last_time[nodes]).clamp_min(0)  # of a node without events anything: its levels are 0
         level = torch.arange(self.num_levels + 1, device=nodes.device)
@@ -104,6 +121,7 @@ class RandomProjections(WholeState):
         Raises:
             ValueError: shapes, dtypes or devices that do not fit; nodes out of range (CPU).
         """
+        check_nodes("pair_features", self.num_nodes, self.table, u=u, v=v)
         check_like_nodes("pair_features", self.table, u.shape[0], v=v)
         both = torch.cat([self.rows(u), self.rows(v)], 1)
         return torch.log1p(torch.relu(torch.bmm(both, both.mT))).flatten(1)
@@ -113,6 +131,21 @@ class RandomProjections(WholeState):
         self.table[:, 1:].zero_()
         self.last_time.fill_(_BEFORE_ALL)
         self.now.fill_(_BEFORE_ALL)
+
+    def get_extra_state(self) -> Tensor:
+        """float64 `[]`: the decay."""
+        return torch.tensor(self.decay, dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing is left to take over: a state of another decay was refused."""
+
+    def state_problems(self, given: Mapping[str, Any]) -> Iterator[str]:
+        yield from super().state_problems(given)
+        decay = given["_extra_state"]
+        if not isinstance(decay, Tensor) or decay.dtype != torch.float64 or decay.dim() > 0:
+            yield "_extra_state is not a float64 of no dimension, must be; load what state_dict() gave"
+        elif has_values(decay) and float(decay) != self.decay:
+            yield f"decay is {float(decay)}, must be {self.decay}; make the module with that of the saved one"
 
     def extra_repr(self) -> str:
         return f"num_nodes={self.num_nodes}, dim={self.dim}, num_levels={self.num_levels}, decay={self.decay}"

@@ -1,4 +1,4 @@
-"""Sets of two rows of a graph: `row_set_sum` and `row_set`, with `gather_sum` and `csr_from_edges` beside them.
+"""Sets of two rows of a graph, `row_set`, and sums over them, `row_set_sum`.
 
 What NCN and NCNC ask of a graph (Wang, Yang, Zhang, Neural Common Neighbor with Completion for Link Prediction, ICLR
 2024, arXiv 2302.00890). A graph is `row_offsets` int64 `[N + 1]` and `column_ids` int64, ascending and distinct within
@@ -11,58 +11,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from anabranch.core.arguments import call_as, check_floating, check_same_device, dtype_name
+from anabranch.core.arguments import call_as, check_floating, check_same_device
 from anabranch.core.library import ops
 
 RowSetMode = Literal["intersection", "left_difference", "right_difference"]
 
 _MODES = ("intersection", "left_difference", "right_difference")
-
-
-def csr_from_edges(src: Tensor, dst: Tensor, num_nodes: int, undirected: bool = True) -> tuple[Tensor, Tensor]:
-    """Rows of neighbours from a list of edges, each edge once.
-
-    Args:
-        src, dst: int64 `[E]`, in [0, num_nodes); repeated edges count once.
-        num_nodes: N, less than 2^31.
-        undirected: whether an edge is in the rows of both its ends.
-
-    Returns:
-        row_offsets int64 `[N + 1]` and column_ids int64, ascending within a row. A loop is in its node's row.
-
-    Raises:
-        ValueError: shapes, dtypes, devices or nodes that do not fit. Looks at values, and its result's size depends on
-            them: not for a compiled graph.
-
-    Cost:
-        A sort of the edges, by torch.
-    """
-    op = "csr_from_edges"
-    check_same_device(op, "src", src, dst=dst)
-    for name, ends in (("src", src), ("dst", dst)):
-        if ends.dtype != torch.int64:
-            raise ValueError(f"{op}: {name} is {dtype_name(ends.dtype)}, must be int64; convert it with .long()")
-        if ends.shape != (src.numel(),):
-            raise ValueError(
-                f"{op}: {name} has shape {tuple(ends.shape)}, must be ({src.numel()},); pass two nodes for each edge"
-            )
-    if not 0 <= num_nodes < 1 << 31:
-        raise ValueError(f"{op}: num_nodes is {num_nodes}, must be in [0, 2^31); number the nodes from 0")
-    if src.numel():
-        low, high = (int(end) for end in torch.cat([src, dst]).aminmax())
-        if low < 0 or high >= num_nodes:
-            raise ValueError(
-                f"{op}: src and dst are in [{low}, {high}], must be in [0, {num_nodes}); number the nodes from 0"
-            )
-    edges = src * num_nodes + dst
-    if undirected:
-        edges = torch.cat([edges, dst * num_nodes + src])
-    edges = torch.unique(edges)
-    ends = torch.arange(num_nodes + 1, device=src.device) * num_nodes
-    return torch.searchsorted(edges, ends), edges % max(num_nodes, 1)
 
 
 def row_set_sum(
@@ -73,10 +29,13 @@ def row_set_sum(
     right: Tensor,
     mode: RowSetMode = "intersection",
     exclude_pair: bool = False,
+    weights: Tensor | None = None,
+    seed: int = 0,
 ) -> Tensor:
-    """`out_p = sum of x_u over the nodes u in a set made of the rows of left_p and right_p`; no set is written.
+    """`out_p = sum of w_pu x_u over the nodes u in a set made of the rows of left_p and right_p`; no set is written.
 
-    With "intersection" this is NCN's sum over common neighbours. The sum over the union is that of all three modes.
+    With "intersection" this is NCN's sum over common neighbours, with weights in one row alone NCNC's over those that
+    it completes. The sum over the union is that of all three modes.
 
     Args:
         x: `[N, D]`; float32, bfloat16, float16 or float64.
@@ -85,27 +44,37 @@ def row_set_sum(
         mode: "intersection" (in both rows), "left_difference" (in left's alone) or "right_difference".
         exclude_pair: leaves the pair's own two nodes out of its set, as if the edge between them (and loops) were not
             there: how NCN hides the link it is asked about.
+        weights: `[P, K]`, converted to the dtype of x: `weights[p, k]` is that of `ids[p, k]` as `row_set` gives them
+            with capacity K and this seed, so the sum is over that sample; what stands where there is no id counts for
+            nothing. Without weights the whole set is summed, each node once.
+        seed: of the sample, where there are weights.
 
     Returns:
-        `[P, D]` in the dtype of x, summed by ascending node in float32 (float64 for float64 x): the same bits on every
-        device and number of threads.
+        `[P, D]` in the dtype of x, summed by ascending node in float32 (float64 for float64 x): the same bits for every
+        number of threads, and without weights on every device.
 
     Raises:
         ValueError: shapes, dtypes or devices that do not fit, an unknown mode; on the CPU also nodes out of range and
             rows that do not ascend or leave the graph.
 
     Gradient:
-        To x, twice; each node sums over its pairs in order.
+        To x and weights, any number of times; each node sums over its pairs in order.
 
     Cost:
         A walk through both rows, or where one is 16 times as long, a search for each element of the short one; and D
-        numbers of x for each element of the set. On a GPU the backward asks each node about each pair: N * P searches.
+        numbers of x for each element of the set. A set larger than K is hashed as by row_set. On a GPU the backward
+        to x asks each node about each pair: N * P searches.
     """
     op = "row_set_sum"
-    check_floating(op, x=x)
-    check_same_device(op, "x", x, row_offsets=row_offsets, column_ids=column_ids, left=left, right=right)
+    check_floating(op, x=x, weights=weights)
+    check_same_device(
+        op, "x", x, row_offsets=row_offsets, column_ids=column_ids, left=left, right=right, weights=weights
+    )
     number = _mode_number(op, mode)
-    out: Tensor = call_as(op, ops.row_set_sum, x, row_offsets, column_ids, left, right, number, exclude_pair)
+    factors = None if weights is None else weights.to(x.dtype)
+    out: Tensor = call_as(
+        op, ops.row_set_sum, x, row_offsets, column_ids, left, right, number, exclude_pair, factors, seed
+    )
     return out
 
 
@@ -147,48 +116,6 @@ def row_set(
     return sets
 
 
-def gather_sum(x: Tensor, ids: Tensor, weights: Tensor | None = None) -> Tensor:
-    """`out_p = sum over k of weights_pk * x[ids_pk]`, ids of -1 left out: torch's embedding_bag for what row_set gives.
-
-    Args:
-        x: `[N, D]`; float32, bfloat16, float16 or float64. Row 0 must be finite where ids has -1: it is read with
-            weight 0.
-        ids: int64 `[P, K]` in [-1, N).
-        weights: `[P, K]`, converted to the dtype of x; 1 without.
-
-    Returns:
-        `[P, D]` in the dtype of x.
-
-    Raises:
-        ValueError: shapes, dtypes or devices that do not fit.
-
-    Gradient:
-        To x and weights, by torch's own formulas: the gradient of x is summed in the dtype of x.
-
-    Cost:
-        K * D numbers of x a row, nothing in between is written.
-    """
-    op = "gather_sum"
-    check_floating(op, x=x, weights=weights)
-    check_same_device(op, "x", x, ids=ids, weights=weights)
-    if ids.dtype != torch.int64:
-        raise ValueError(f"{op}: ids is {dtype_name(ids.dtype)}, must be int64; convert it with .long()")
-    if x.dim() != 2 or ids.dim() != 2:
-        raise ValueError(
-            f"{op}: x has shape {tuple(x.shape)} and ids {tuple(ids.shape)}, must have two dimensions; "
-            "pass rows of x and a row of ids for each sum"
-        )
-    if weights is not None and weights.shape != ids.shape:
-        raise ValueError(
-            f"{op}: weights has shape {tuple(weights.shape)}, must be {tuple(ids.shape)} like ids; pass one for each id"
-        )
-    if ids.numel() * x.numel() == 0:
-        return x.new_zeros(ids.shape[0], x.shape[1])
-    factors = x.new_ones(ids.shape) if weights is None else weights.to(x.dtype)
-    used = factors.masked_fill(ids < 0, 0)
-    return F.embedding_bag(ids.clamp(min=0), x, mode="sum", per_sample_weights=used)
-
-
 def _mode_number(op: str, mode: str) -> int:
     if mode not in _MODES:
         raise ValueError(f"{op}: mode is {mode!r}, must be one of {_MODES}; pass one of these")
@@ -196,17 +123,29 @@ def _mode_number(op: str, mode: str) -> int:
 
 
 @torch.library.register_fake("anabranch::row_set_sum")
-def _(
-    x: Tensor, row_offsets: Tensor, column_ids: Tensor, left: Tensor, right: Tensor, mode: int, exclude_pair: bool
-) -> Tensor:
+def _(x: Tensor, row_offsets: Tensor, column_ids: Tensor, left: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(left.shape[0], x.shape[1])
 
 
 @torch.library.register_fake("anabranch::row_set_sum_backward")
-def _(
-    dout: Tensor, row_offsets: Tensor, column_ids: Tensor, left: Tensor, right: Tensor, mode: int, exclude_pair: bool
-) -> Tensor:
+def _(dout: Tensor, row_offsets: Tensor, *rest: Any) -> Tensor:
     return dout.new_empty(row_offsets.shape[0] - 1, dout.shape[1])
+
+
+@torch.library.register_fake("anabranch::row_set_dot")
+def _(
+    dout: Tensor,
+    x: Tensor,
+    row_offsets: Tensor,
+    column_ids: Tensor,
+    left: Tensor,
+    right: Tensor,
+    mode: int,
+    exclude_pair: bool,
+    capacity: int,
+    seed: int,
+) -> Tensor:
+    return dout.new_empty(left.shape[0], capacity)
 
 
 @torch.library.register_fake("anabranch::row_set")
@@ -223,18 +162,51 @@ def _(
     return left.new_empty(left.shape[0], capacity), left.new_empty(left.shape[0])
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, *graph, ctx.mode, ctx.exclude_pair = inputs
-    ctx.save_for_backward(*graph)
+# The sum is linear in x and in weights. With S the sum, B its backward to x and D that to weights,
+#     <u, S(x, w)> = <B(u, w), x> = <D(u, x), w>,
+# so each of the three has the other two as its gradients, and these have gradients again.
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    return ops.row_set_sum_backward(dout, *ctx.saved_tensors, ctx.mode, ctx.exclude_pair), *(None,) * 6
+def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Of row_set_sum, whose rows are x, and of row_set_sum_backward, whose rows are dout."""
+    rows, *graph, ctx.mode, ctx.exclude_pair, weights, ctx.seed = inputs
+    # x is needed for the gradient to weights alone: without them it need not be kept.
+    ctx.save_for_backward(None if weights is None else rows, weights, *graph)
 
 
-def _double_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-    return ops.row_set_sum(ddx, *ctx.saved_tensors, ctx.mode, ctx.exclude_pair), *(None,) * 6
+def _sum_backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    x, weights, *graph = ctx.saved_tensors
+    sets = (*graph, ctx.mode, ctx.exclude_pair)
+    dx = ops.row_set_sum_backward(dout, *sets, weights, ctx.seed) if ctx.needs_input_grad[0] else None
+    dweights = None
+    if ctx.needs_input_grad[7]:
+        dweights = ops.row_set_dot(dout, x, *sets, weights.shape[1], ctx.seed)
+    return dx, *(None,) * 6, dweights, None
 
 
-torch.library.register_autograd("anabranch::row_set_sum", _backward, setup_context=_save)
-torch.library.register_autograd("anabranch::row_set_sum_backward", _double_backward, setup_context=_save)
+def _backward_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
+    dout, weights, *graph = ctx.saved_tensors
+    sets = (*graph, ctx.mode, ctx.exclude_pair)
+    ddout = ops.row_set_sum(ddx, *sets, weights, ctx.seed) if ctx.needs_input_grad[0] else None
+    dweights = None
+    if ctx.needs_input_grad[7]:
+        dweights = ops.row_set_dot(dout, ddx, *sets, weights.shape[1], ctx.seed)
+    return ddout, *(None,) * 6, dweights, None
+
+
+def _save_dot(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dout, x, *graph, ctx.mode, ctx.exclude_pair, _, ctx.seed = inputs
+    ctx.save_for_backward(dout, x, *graph)
+
+
+def _dot_backward(ctx: Any, ddweights: Tensor) -> tuple[Tensor | None, ...]:
+    dout, x, *graph = ctx.saved_tensors
+    rest = (*graph, ctx.mode, ctx.exclude_pair, ddweights, ctx.seed)
+    ddout = ops.row_set_sum(x, *rest) if ctx.needs_input_grad[0] else None
+    dx = ops.row_set_sum_backward(dout, *rest) if ctx.needs_input_grad[1] else None
+    return ddout, dx, *(None,) * 8
+
+
+torch.library.register_autograd("anabranch::row_set_sum", _sum_backward, setup_context=_save_sum)
+torch.library.register_autograd("anabranch::row_set_sum_backward", _backward_backward, setup_context=_save_sum)
+torch.library.register_autograd("anabranch::row_set_dot", _dot_backward, setup_context=_save_dot)

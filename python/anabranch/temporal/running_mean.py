@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import check_floating, check_same_device
-from anabranch.temporal.scatter import ordered_scatter_add_
-from anabranch.temporal.stream_state import WholeState, check_nodes, check_rows
+from anabranch.core.arguments import check_floating, check_same_device, dtype_name
+from anabranch.temporal.running_sums import RunningSums
+from anabranch.temporal.stream_state import check_no_nan, check_nodes
 
 
-class RunningMean(WholeState):
+class RunningMean(RunningSums):
     """The mean of all rows that a node ever got: features of nodes that no training has seen, from their neighbours'.
 
     Exact where a node comes several times in a batch; the release of SPLASH (arXiv 2504.00328) adds with `+=` under
@@ -24,9 +24,6 @@ class RunningMean(WholeState):
     `[num_nodes, dim]`.
     """
 
-    count: Tensor
-    sums: Tensor
-
     def __init__(
         self,
         num_nodes: int,
@@ -35,10 +32,7 @@ class RunningMean(WholeState):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.num_nodes, self.dim = num_nodes, dim
-        self.register_buffer("count", torch.zeros(num_nodes, 1, dtype=torch.int64, device=device))
-        self.register_buffer("sums", torch.zeros(num_nodes, dim, dtype=dtype, device=device))
+        super().__init__(num_nodes, dim, dim, device=device, dtype=dtype)
 
     def update(self, nodes: Tensor, values: Tensor) -> None:
         """Gives each node a row.
@@ -49,28 +43,32 @@ class RunningMean(WholeState):
 
         Raises:
             ValueError: shapes, dtypes or devices that do not fit; a node of num_nodes or more (CPU; passed over on a
-                GPU). Nothing has been written then.
+                GPU); NaN in values (CPU). Nothing has been written then.
 
         Cost:
             Reads and writes the sums of the nodes in the batch, and of no other.
         """
-        check_rows("update", self.sums, nodes.shape[0], self.dim, values=values)
-        with torch.no_grad():
-            ordered_scatter_add_(self.sums, nodes, values)
-            ordered_scatter_add_(self.count, nodes, torch.ones_like(nodes)[:, None])
+        self.check_update(nodes, values=values)
+        check_no_nan("update", values=values)
+        self.add(nodes, values)
 
     def forward(self, nodes: Tensor) -> Tensor:
-        """`[n, dim]`: the means of nodes int64 `[n]`; 0 for one that got nothing."""
+        """The means of nodes.
+
+        Args:
+            nodes: int64 `[n]`.
+
+        Returns:
+            `[n, dim]`, a copy without gradient; 0 for a node that got nothing.
+
+        Raises:
+            ValueError: another dtype, shape or device; nodes out of range (CPU).
+
+        Cost:
+            Reads n rows of sums and counts.
+        """
         check_nodes("forward", self.num_nodes, self.sums, nodes=nodes)
         return self.sums[nodes] / self.count[nodes].clamp_min(1)
-
-    def reset(self) -> None:
-        """Forgets all rows."""
-        self.count.zero_()
-        self.sums.zero_()
-
-    def extra_repr(self) -> str:
-        return f"num_nodes={self.num_nodes}, dim={self.dim}"
 
 
 def degree_encoding(degrees: Tensor, dim: int, *, base: float = 10000.0) -> Tensor:
@@ -118,8 +116,8 @@ def masked_mean_sum(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     check_same_device(op, "values", values, valid=valid)
     if values.dim() != 3 or valid.shape != values.shape[:2] or valid.dtype != torch.bool:
         raise ValueError(
-            f"{op}: valid is {valid.dtype} of shape {tuple(valid.shape)} for values of shape {tuple(values.shape)}, "
-            "must be bool [B, k] for [B, k, d]; give each row a flag"
+            f"{op}: valid is {dtype_name(valid.dtype)} of shape {tuple(valid.shape)} for values of shape "
+            f"{tuple(values.shape)}, must be bool [B, k] for [B, k, d]; give each row a flag"
         )
     total = torch.bmm(valid[:, None].to(values.dtype), values).squeeze(1)
     return total / valid.sum(1, keepdim=True).clamp_min(1).to(values.dtype), total

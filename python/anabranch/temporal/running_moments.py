@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from anabranch.temporal.scatter import ordered_scatter_add_
-from anabranch.temporal.stream_state import WholeState, check_nodes, check_rows
+from anabranch.temporal.running_sums import RunningSums
+from anabranch.temporal.stream_state import check_nodes
 
 
-class RunningMoments(WholeState):
+class RunningMoments(RunningSums):
     """Count, sum and sum of squares of the increments of every node (PRES, arXiv 2402.04284).
 
     Args:
@@ -24,9 +24,6 @@ class RunningMoments(WholeState):
     [-1, 1] by the batch's extremes instead of dividing by a count, and copies the whole table for every batch.
     """
 
-    count: Tensor
-    sums: Tensor
-
     def __init__(
         self,
         num_nodes: int,
@@ -35,10 +32,7 @@ class RunningMoments(WholeState):
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        super().__init__()
-        self.num_nodes, self.dim = num_nodes, dim
-        self.register_buffer("count", torch.zeros(num_nodes, 1, dtype=torch.int64, device=device))
-        self.register_buffer("sums", torch.zeros(num_nodes, 2 * dim, dtype=dtype, device=device))
+        super().__init__(num_nodes, dim, 2 * dim, device=device, dtype=dtype)
 
     def update(self, nodes: Tensor, increments: Tensor) -> None:
         """Takes increments of nodes.
@@ -54,18 +48,35 @@ class RunningMoments(WholeState):
         Cost:
             Reads and writes 2 * dim sums of each node in the batch, and of no other.
         """
-        check_rows("update", self.sums, nodes.shape[0], self.dim, increments=increments)
-        with torch.no_grad():
-            ordered_scatter_add_(self.sums, nodes, torch.cat([increments, increments * increments], 1))
-            ordered_scatter_add_(self.count, nodes, torch.ones_like(nodes)[:, None])
+        self.check_update(nodes, increments=increments)
+        self.add(nodes, torch.cat([increments, increments * increments], 1))
 
     def mean(self, nodes: Tensor) -> Tensor:
-        """`[n, dim]`: the mean increment of nodes int64 `[n]`; 0 for one without any."""
+        """The mean increments of nodes.
+
+        Args:
+            nodes: int64 `[n]`.
+
+        Returns:
+            `[n, dim]`, a copy without gradient; 0 for a node without any.
+
+        Raises:
+            ValueError: another dtype, shape or device; nodes out of range (CPU).
+
+        Cost:
+            Reads n rows of sums and counts.
+        """
         check_nodes("mean", self.num_nodes, self.sums, nodes=nodes)
         return self.sums[nodes, : self.dim] / self.count[nodes].clamp_min(1)
 
     def variance(self, nodes: Tensor) -> Tensor:
-        """`[n, dim]`: the variance of the increments of nodes int64 `[n]`, not below 0; 0 for one without any."""
+        """The variances of the increments of nodes, mean of squares less square of mean.
+
+        Args, Raises, Cost: as `mean`.
+
+        Returns:
+            `[n, dim]`, a copy without gradient; not below 0, and 0 for a node without any.
+        """
         check_nodes("variance", self.num_nodes, self.sums, nodes=nodes)
         mean, square = (self.sums.index_select(0, nodes) / self.count[nodes].clamp_min(1)).split(self.dim, 1)
         return (square - mean * mean).clamp_min(0)
@@ -82,20 +93,14 @@ class RunningMoments(WholeState):
         """
         return previous + self.mean(nodes)
 
-    def reset(self) -> None:
-        """Forgets all increments."""
-        self.count.zero_()
-        self.sums.zero_()
-
-    def extra_repr(self) -> str:
-        return f"num_nodes={self.num_nodes}, dim={self.dim}"
-
 
 class MemoryCorrection(nn.Module):
     """`gamma * predicted + (1 - gamma) * measured` (PRES, arXiv 2402.04284).
 
     Args:
-        gamma: in (0, 1).
+        gamma: in (0, 1). The paper starts at 0.9; from there memories hardly hear of events, and a TGN on UCI's
+            messages has a lower AP than without a correction (0.765, 0.757, 0.667 in batches of 200, 800, 3200, against
+            0.785, 0.829, 0.791 without and 0.791, 0.827, 0.831 from 0.1).
         learnable: whether gamma is learned, as the sigmoid of a parameter, or stays.
 
     The result is what a memory stores. In the release it goes to the embeddings alone and is never stored.
@@ -103,7 +108,7 @@ class MemoryCorrection(nn.Module):
 
     logit: Tensor
 
-    def __init__(self, gamma: float = 0.9, *, learnable: bool = False) -> None:
+    def __init__(self, gamma: float = 0.1, *, learnable: bool = False) -> None:
         super().__init__()
         if not 0 < gamma < 1:
             raise ValueError(f"MemoryCorrection: gamma is {gamma}, must be in (0, 1); leave the correction out for 0")
@@ -119,7 +124,18 @@ class MemoryCorrection(nn.Module):
         return self.logit.sigmoid()
 
     def forward(self, predicted: Tensor, measured: Tensor) -> Tensor:
-        """Both `[n, dim]`; differentiable in both, and in gamma if it is learned."""
+        """What the memory stores.
+
+        Args:
+            predicted: `[n, dim]`, of `RunningMoments.predict`.
+            measured: `[n, dim]`, of the messages.
+
+        Returns:
+            `[n, dim]` in the dtype of measured.
+
+        Gradient:
+            To both, and to gamma if it is learned.
+        """
         return torch.lerp(measured, predicted, self.gamma.to(measured.dtype))
 
 
@@ -132,8 +148,17 @@ def coherence_loss(memory: Tensor, previous: Tensor) -> Tensor:
     Returns:
         `[]`, in [0, 2]; 0 for n = 0.
 
+    Raises:
+        RuntimeError: torch's, for shapes that do not fit.
+
     Gradient:
         To both, through the cosine. The release detaches it, so that there the term teaches nothing.
+
+    Cost:
+        Reads both once; a handful of torch's kernels.
+
+    Source:
+        PRES, arXiv 2402.04284.
     """
     distance = 1 - nn.functional.cosine_similarity(memory, previous, dim=-1)
     return distance.sum() / max(1, distance.numel())

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from anabranch.core.arguments import check_same_device
+from anabranch.core.arguments import check_same_device, dtype_name
 from anabranch.temporal.event_memory import EventMemory, Update, newest_of
 from anabranch.temporal.mailbox import LastMailbox, LogMailbox, Mail
 from anabranch.temporal.messages import IdentityMessage, MeanAggregator, TimeEncoder
-from anabranch.temporal.stream_state import check_like_nodes, check_nodes, check_rows
+from anabranch.temporal.stream_state import check_like_nodes, check_no_nan, check_nodes, check_rows
 
 _FRIEND, _ENEMY = 0, 1
 
@@ -117,8 +117,8 @@ class SignedMemory(EventMemory):
             event_id: int64 `[E]`, which decides between equal times; default: the place in the batch.
 
         Raises:
-            ValueError: shapes, dtypes or devices that do not fit; nodes out of range (CPU). Nothing has been written
-                then.
+            ValueError: shapes, dtypes or devices that do not fit; on the CPU also nodes out of range and NaN in
+                raw_msg. Nothing has been written then.
         """
         op = "update_state"
         check_nodes(op, self.num_nodes, self.positive, src=src, dst=dst)
@@ -127,10 +127,11 @@ class SignedMemory(EventMemory):
         check_same_device(op, "the state", self.positive, is_negative=is_negative)
         if is_negative.shape != (events,) or is_negative.dtype != torch.bool:
             raise ValueError(
-                f"{op}: is_negative is {is_negative.dtype} of shape {tuple(is_negative.shape)}, must be bool of shape "
-                f"({events},); give each event a sign"
+                f"{op}: is_negative is {dtype_name(is_negative.dtype)} of shape {tuple(is_negative.shape)}, must be "
+                f"bool of shape ({events},); give each event a sign"
             )
         check_rows(op, self.positive, events, self.raw_msg_dim, raw_msg=raw_msg)
+        check_no_nan(op, raw_msg=raw_msg)
         ids = torch.arange(events, device=src.device) if event_id is None else event_id
         ends = ((dst, torch.zeros_like(src)), (src, torch.ones_like(src)))
         words = torch.cat([torch.stack([other, t, ids, role], 1) for other, role in ends])
@@ -161,7 +162,7 @@ class SignedMemory(EventMemory):
         )
 
     def _message(self, nodes: Tensor, mail: Mail, own: Tensor, others: Tensor) -> Tensor:
-        encoding = self.time_encoding(self.time_enc, mail.time, self.last_update[nodes], self.positive.dtype)
+        encoding = self.time_enc(mail.time - self.last_update[nodes])
         return self.message(own, others, mail.raw, encoding)
 
     def _last(self, nodes: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -1,17 +1,20 @@
-"""What the modules that keep a state of nodes share: checks of a batch of events, and a state loaded whole or not."""
+"""Checks of a batch of events, shared by the modules that keep a state of nodes."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anabranch.core.arguments import check_same_device, dtype_name
 
 
-def check_nodes(op: str, num_nodes: int, anchor: Tensor, **nodes: Tensor) -> None:
-    """int64 `[n]` each, on the anchor's device and, where the host may look (eager, on the CPU), in range."""
+def host_may_look(values: Tensor) -> bool:
+    """Whether values can be looked at without waiting for a device or breaking a graph: eager, on the CPU."""
+    return values.numel() > 0 and values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_nodes(op: str, num_nodes: int, anchor: Tensor, *, negative: bool = False, **nodes: Tensor) -> None:
+    """int64 `[n]` each, on the anchor's device and, where the host may look, in range, or negative if that may be."""
     check_same_device(op, "the state", anchor, **nodes)
     for name, ids in nodes.items():
         if ids.dtype != torch.int64 or ids.dim() != 1:
@@ -19,13 +22,13 @@ def check_nodes(op: str, num_nodes: int, anchor: Tensor, **nodes: Tensor) -> Non
                 f"{op}: {name} is {dtype_name(ids.dtype)} of shape {tuple(ids.shape)}, must be int64 of one dimension; "
                 "convert it with .long().flatten()"
             )
-        if ids.shape[0] == 0 or ids.device.type != "cpu" or torch.compiler.is_compiling():
+        if not host_may_look(ids):
             continue
         low, high = (int(end) for end in ids.aminmax())
-        if low < 0 or high >= num_nodes:
+        if (low < 0 and not negative) or high >= num_nodes:
             raise ValueError(
-                f"{op}: {name} has {low if low < 0 else high}, must be in [0, {num_nodes}); "
-                "make the state for more nodes or check the ids"
+                f"{op}: {name} has {high if high >= num_nodes else low}, must be in [0, {num_nodes})"
+                f"{' or negative for none' if negative else ''}; make the state for more nodes or check the ids"
             )
 
 
@@ -51,33 +54,12 @@ def check_rows(op: str, anchor: Tensor, rows: int, width: int, **tables: Tensor)
             )
 
 
-class WholeState(nn.Module):
-    """A module whose buffers are loaded all or none: torch would load some beside others that it refuses."""
-
-    def _problem_of(self, name: str, given: Tensor, own: Tensor) -> str:
-        """Why a saved buffer cannot take this one's place; nothing where it can."""
-        if given.shape == own.shape and given.dtype == own.dtype:
-            return ""
-        return (
-            f"is {given.dtype} of shape {tuple(given.shape)}, must be {own.dtype} of shape {tuple(own.shape)}; "
-            "make the module with the sizes of the saved one"
-        )
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        for name, own in self._buffers.items():
-            given = state_dict.get(prefix + name)
-            if own is not None and given is not None and (problem := self._problem_of(name, given, own)):
-                error_msgs.append(f"{prefix}{name} {problem}.")
-                return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+def check_no_nan(op: str, **tables: Tensor | None) -> None:
+    """Floating `[rows, width]` each; where the host may look, none has a NaN. None is passed over."""
+    for name, table in tables.items():
+        # A sum is NaN if a number is: one pass, and no mask as large as the table.
+        if table is None or not host_may_look(table) or not table.detach().sum().isnan():
+            continue
+        rows = table.detach().isnan().any(1).nonzero()
+        if len(rows) > 0:  # infinities of both signs also sum to NaN
+            raise ValueError(f"{op}: {name} has a NaN in row {int(rows[0])}, must have none; clean the features")

@@ -47,7 +47,9 @@ VALUES = [name for name, value in NAMES.items() if not (callable(value) and hasa
 
 
 def sections(value: Any) -> set[str]:
-    return set(re.findall(r"^(\w+):$", inspect.getdoc(value) or "", re.MULTILINE))
+    """Headings, and those of `Args, Raises, Cost: as another_function.`"""
+    found = re.findall(r"^([A-Z]\w+(?:, [A-Z]\w+)*):(?:$| as `)", inspect.getdoc(value) or "", re.MULTILINE)
+    return {section for heading in found for section in heading.split(", ")}
 
 
 def test_there_are_names() -> None:

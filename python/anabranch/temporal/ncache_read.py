@@ -50,6 +50,9 @@ def gru_weights(linear_weight: Tensor | None, cell: nn.GRUCell) -> GruWeights:
 
     Raises:
         ValueError: linear_weight is not of the cell's input size.
+
+    Cost:
+        One product of `[3F, H]` and `[H, K]`.
     """
     if linear_weight is None:
         weight = cell.weight_ih

@@ -19,6 +19,11 @@ class RecentEvents(NamedTuple):
     """The last k events of nodes, int64 `[..., k]` each, oldest first; -1 in front where there are fewer.
 
     Times may be negative: where an entry is missing, `neighbors < 0`.
+
+    Attributes:
+        neighbors: the other ends.
+        times: of the events.
+        event_ids: of the events.
     """
 
     neighbors: Tensor

@@ -40,7 +40,7 @@ class KeyNumbers {
   /// and 0 otherwise; ahead(slot) before each eight slots. What keys has at the returned number is undefined.
   template <class Each, class Ahead>
   [[gnu::always_inline]] int64_t add(const int64_t* row, int64_t slots, int64_t next, int64_t spare, int64_t* keys,
-                                     Each&& each, Ahead&& ahead) {
+                                     Each each, Ahead ahead) {
     int64_t all = 0;
     for (int64_t s = 0; s < slots; ++s) all |= row[s];
     return all < 0 ? add_row<false>(row, slots, next, spare, keys, each, ahead)
@@ -52,22 +52,22 @@ class KeyNumbers {
 
   template <bool kFull, class Each, class Ahead>
   [[gnu::always_inline]] int64_t add_row(const int64_t* row, int64_t slots, int64_t next, int64_t spare, int64_t* keys,
-                                         Each& each, Ahead& ahead) {
+                                         Each each, Ahead ahead) {
+    Number* table = table_.data() + 1;
     int64_t begin = 0;
     for (; begin + block <= slots; begin += block) {
       ahead(begin);
 #pragma GCC unroll 8
-      for (int64_t s = begin; s < begin + block; ++s) next = add_slot<kFull>(row[s], s, next, spare, keys, each);
+      for (int64_t s = begin; s < begin + block; ++s) next = add_slot<kFull>(row[s], s, next, spare, keys, table, each);
     }
     ahead(begin);
-    for (int64_t s = begin; s < slots; ++s) next = add_slot<kFull>(row[s], s, next, spare, keys, each);
+    for (int64_t s = begin; s < slots; ++s) next = add_slot<kFull>(row[s], s, next, spare, keys, table, each);
     return next;
   }
 
   template <bool kFull, class Each>
   [[gnu::always_inline]] int64_t add_slot(int64_t key, int64_t slot, int64_t next, int64_t spare, int64_t* keys,
-                                          Each& each) {
-    Number* table = table_.data() + 1;
+                                          Number* table, Each each) {
     const int64_t empty = kFull ? 0 : key >> 63;
     const int64_t place = static_cast<int64_t>(static_cast<uint64_t>(key) * 0x9e3779b97f4a7c15u >> shift()) | empty;
     const int64_t held = table[place];

@@ -34,15 +34,16 @@ class SlotJoin {
   /// Finds the pair's distinct keys; positions [2 slots] receives the place of each slot's key among them, or -1.
   template <class T>
   void join(const SlotPairs<T>& problem, int64_t pair, int16_t* positions) {
-    scratch_join(problem, pair, positions, [](int, int64_t, int64_t) {});
+    scratch_join(problem, pair, positions, [](int) { return [](int64_t, int64_t) {}; });
   }
 
   /// The same, and z [2 slots + 1, features]: the sums over the slots of each key.
   template <class T>
   void join(const SlotPairs<T>& problem, int64_t pair, int16_t* positions, accumulate_t<T>* z) {
     std::fill_n(z, (2 * slots_ + 1) * problem.features, accumulate_t<T>(0));
-    with_features(problem.features,
-                  [&](auto features) { scratch_join(problem, pair, positions, adder(problem, pair, features, z)); });
+    with_features(problem.features, [&](auto features) {
+      scratch_join(problem, pair, positions, [&](int side) { return adder(problem, pair, side, features, z); });
+    });
   }
 
   int64_t count() const { return count_; }
@@ -58,13 +59,15 @@ class SlotJoin {
     std::fill_n(codes, width, 0);
     std::fill_n(z, width * problem.features, Sum(0));
     with_features(problem.features, [&](auto features) {
-      const auto add = adder(problem, pair, features, z);
       // A pair with an empty slot has at most width - 1 keys, so its last place is spare.
-      walk(problem, pair, width, keys,
-           [&](int side, int64_t slot, int64_t number, int64_t) __attribute__((always_inline)) {
-             codes[number - 1] |= slot_codes_.data()[side * slots_ + slot];
-             add(side, slot, number);
-           });
+      walk(problem, pair, width, keys, [&](int side) {
+        const int32_t* slot_codes = slot_codes_.data() + side * slots_;
+        const auto add = adder(problem, pair, side, features, z);
+        return [=](int64_t slot, int64_t number, int64_t) __attribute__((always_inline)) {
+          codes[number - 1] |= slot_codes[slot];
+          add(slot, number);
+        };
+      });
     });
     if (count_ < width) {
       keys[count_] = -1;
@@ -90,16 +93,16 @@ class SlotJoin {
   }
 
  private:
-  /// add(side, slot, number): a slot's numbers to its key's.
+  // What follows is handed on by value: the table's bytes may be anything to the compiler, so what is reached through a
+  // pointer would be loaded again for each slot.
+
+  /// add(slot, number): the numbers of a side's slot to its key's.
   template <class T, class Features>
-  static auto adder(const SlotPairs<T>& problem, int64_t pair, Features features, accumulate_t<T>* z) {
-    const T* rows[2];
-    for (int side = 0; side < 2; ++side) {
-      rows[side] = problem.z + std::max<int64_t>(problem.row(pair, side), 0) * problem.slots * features;
-    }
-    return [=](int side, int64_t slot, int64_t number) __attribute__((always_inline)) {
+  static auto adder(const SlotPairs<T>& problem, int64_t pair, int side, Features features, accumulate_t<T>* z) {
+    const T* row = problem.z + std::max<int64_t>(problem.row(pair, side), 0) * problem.slots * features;
+    return [=](int64_t slot, int64_t number) __attribute__((always_inline)) {
       using Sum = accumulate_t<T>;
-      const T* from = rows[side] + slot * features;
+      const T* from = row + slot * features;
       Sum* to = z + (number - 1) * features;
       if constexpr (!std::is_integral_v<Features> && std::is_same_v<T, Sum>) {
         // As vectors: a loop over numbers that may be the ones read is not vectorised.
@@ -115,47 +118,52 @@ class SlotJoin {
     };
   }
 
-  template <class T, class Add>
-  [[gnu::always_inline]] void scratch_join(const SlotPairs<T>& problem, int64_t pair, int16_t* positions, Add&& add) {
+  template <class T, class Adder>
+  [[gnu::always_inline]] void scratch_join(const SlotPairs<T>& problem, int64_t pair, int16_t* all_positions,
+                                           Adder&& adder_of) {
     int32_t* codes = codes_.data();
     std::fill_n(codes, 2 * slots_ + 1, 0);
-    std::fill_n(positions, 2 * slots_, int16_t{-1});
-    walk(problem, pair, 2 * slots_ + 1, keys_.data(),
-         [&](int side, int64_t slot, int64_t number, int64_t empty) __attribute__((always_inline)) {
-           const int64_t i = side * slots_ + slot;
-           codes[number - 1] |= slot_codes_.data()[i];
-           positions[i] = static_cast<int16_t>((number - 1) | empty);
-           add(side, slot, number);
-         });
+    std::fill_n(all_positions, 2 * slots_, int16_t{-1});
+    walk(problem, pair, 2 * slots_ + 1, keys_.data(), [&](int side) {
+      const int32_t* slot_codes = slot_codes_.data() + side * slots_;
+      int16_t* positions = all_positions + side * slots_;
+      const auto add = adder_of(side);
+      return [=](int64_t slot, int64_t number, int64_t empty) __attribute__((always_inline)) {
+        codes[number - 1] |= slot_codes[slot];
+        positions[slot] = static_cast<int16_t>((number - 1) | empty);
+        add(slot, number);
+      };
+    });
   }
 
-  /// each(side, slot, number, empty) for all slots.
-  template <class T, class Each>
+  /// each_of(side)(slot, number, empty) for all slots.
+  template <class T, class EachOf>
   [[gnu::always_inline]] void walk(const SlotPairs<T>& problem, int64_t pair, int64_t spare, int64_t* keys,
-                                   Each&& each) {
-    const auto with = [&](auto& numbers) __attribute__((always_inline)) {
-      numbers.clear();
-      int64_t next = 1;
-      for (int side = 0; side < 2; ++side) {
-        const int64_t row = problem.row(pair, side);
-        if (row < 0) continue;
-        const int64_t later = pair + 1 < problem.pairs ? std::max<int64_t>(problem.row(pair + 1, side), 0) : row;
-        const int64_t* later_keys = problem.keys + later * slots_;
-        const char* later_z = reinterpret_cast<const char*>(problem.z + later * slots_ * problem.features);
-        const int64_t z_bytes = problem.features * static_cast<int64_t>(sizeof(T));
-        next = numbers.add(
-            problem.keys + row * slots_, slots_, next, spare, keys,
-            [&](int64_t slot, int64_t number, int64_t empty)
-                __attribute__((always_inline)) { each(side, slot, number, empty); },
-            [&](int64_t slot) __attribute__((always_inline)) {
-              __builtin_prefetch(later_keys + slot);
-              __builtin_prefetch(later_z + slot * z_bytes);
-              __builtin_prefetch(later_z + slot * z_bytes + 64);
-            });
-      }
-      count_ = next - 1;
-    };
-    few_ ? with(*few_) : with(*many_);
+                                   EachOf&& each_of) {
+    few_ ? walk(*few_, problem, pair, spare, keys, each_of) : walk(*many_, problem, pair, spare, keys, each_of);
+  }
+
+  template <class Numbers, class T, class EachOf>
+  [[gnu::always_inline]] void walk(Numbers& numbers, const SlotPairs<T>& problem, int64_t pair, int64_t spare,
+                                   int64_t* keys, EachOf& each_of) {
+    numbers.clear();
+    const int64_t slots = slots_, z_bytes = problem.features * static_cast<int64_t>(sizeof(T));
+    int64_t next = 1;
+#pragma GCC unroll 1
+    for (int side = 0; side < 2; ++side) {
+      const int64_t row = problem.row(pair, side);
+      if (row < 0) continue;
+      const int64_t later = pair + 1 < problem.pairs ? std::max<int64_t>(problem.row(pair + 1, side), 0) : row;
+      const int64_t* later_keys = problem.keys + later * slots;
+      const char* later_z = reinterpret_cast<const char*>(problem.z) + later * slots * z_bytes;
+      const auto ahead = [=](int64_t slot) __attribute__((always_inline)) {
+        __builtin_prefetch(later_keys + slot);
+        __builtin_prefetch(later_z + slot * z_bytes);
+        __builtin_prefetch(later_z + slot * z_bytes + 64);
+      };
+      next = numbers.add(problem.keys + row * slots, slots, next, spare, keys, each_of(side), ahead);
+    }
+    count_ = next - 1;
   }
 
   int64_t slots_, count_ = 0;

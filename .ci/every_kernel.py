@@ -135,6 +135,9 @@ def streamed(x: torch.Tensor, ends: torch.Tensor, weight: torch.Tensor, bias: to
         "pair_encode, linear": temporal.pair_encode(rows.keys, rows.z, codes, src, dst, x[:4, :2], x[:64, :4]),
         "pair_join": temporal.pair_join(rows.keys, rows.z, codes, src, dst)[2],
         "row_set_sum": temporal.row_set_sum(x[: EXPERTS + 1], *graph, src, dst),
+        "row_set_sum, weighted": temporal.row_set_sum(
+            x[: EXPERTS + 1], *graph, src, dst, "left_difference", weights=x[:TOKENS, :2]
+        ),
     }
 
 

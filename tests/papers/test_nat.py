@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from anabranch.cli.temporal_stream import generated_stream
 from anabranch.papers.link_prediction import evaluate, train_epoch
@@ -145,6 +149,33 @@ def test_reset_forgets_the_stream_and_keeps_the_parameters() -> None:
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, Tensor):
             assert torch.equal(tensor, before[name]), name
+
+
+class CountOps(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "anabranch":
+            self.ours[func.__name__.removesuffix(".default")] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.cpu
+def test_a_step_looks_at_no_value_and_one_op_each_reads_joins_and_writes() -> None:
+    """Fake tensors have no values: whatever asked for one, which would wait for a GPU, would raise."""
+    with FakeTensorMode(), torch.device("cpu"):
+        model = NAT(50)
+        src, dst, time, event_id = (torch.zeros(8, dtype=torch.int64) for _ in range(4))
+        events = cast(EdgeList, SimpleNamespace(src=src, dst=dst, time=time, event_id=event_id))
+        with CountOps() as counted:
+            positive, negative, rows = model(src, dst, dst[:, None])
+            (positive.sum() + negative.sum()).backward()
+            model.insert(events, rows)
+    once = ("ncache_read", "pair_encode", "pair_encode_backward", "ncache_read_backward", "ncache_update")
+    assert {name: count for name, count in counted.ours.items() if name in once} == dict.fromkeys(once, 1)
+    assert set(counted.ours) - set(once) == {"ordered_scatter", "latest_of_node"}
 
 
 @pytest.mark.cpu  # minutes of small launches elsewhere

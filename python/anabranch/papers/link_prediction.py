@@ -117,11 +117,14 @@ def evaluate(
     positive, negative = (torch.cat([edges.src.new_empty(0).float(), *one]) for one in (positives, negatives))
     inductive = unseen[edges.src] | unseen[edges.dst]
     count = max(len(batches), 1)
+
+    def scores(some: Tensor) -> Scores:
+        return Scores(int(some.sum()), *_ap_and_auc(positive[some], negative[some]))
+
     return LinkMetrics(
-        *(
-            Scores(len(positive[some]), *_ap_and_auc(positive[some], negative[some]))
-            for some in (inductive | True, ~inductive, inductive)
-        ),
+        scores(torch.ones_like(inductive)),
+        scores(~inductive),
+        scores(inductive),
         sum(ap for ap, _ in batches) / count,
         sum(auc for _, auc in batches) / count,
         seconds,

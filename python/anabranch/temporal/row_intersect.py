@@ -62,8 +62,9 @@ def row_set_sum(
 
     Cost:
         A walk through both rows, or where one is 16 times as long, a search for each element of the short one; and D
-        numbers of x for each element of the set. A set larger than K is hashed as by row_set. On a GPU the backward
-        to x asks each node about each pair: N * P searches.
+        numbers of x for each element of the set. A set larger than K is hashed as by row_set. The gradient to x and
+        that to weights walk again, about 1 us a pair of rows of 60; on a GPU the one to x asks each node about each
+        pair: N * P searches.
     """
     op = "row_set_sum"
     check_floating(op, x=x, weights=weights)

@@ -1,5 +1,5 @@
-# make demo | make test | make bench | make lint | make wheel | make sdist | make cpp-test | make isa-test | make gpu |
-# make clean
+# make demo | make test | make bench | make docs | make lint | make wheel | make sdist | make cpp-test | make isa-test |
+# make gpu | make clean
 #
 # Everything happens in .venv; nothing is installed outside it. TORCH and CUDA may be set:
 #   make test TORCH="torch==2.13.0" CUDA=OFF
@@ -13,7 +13,7 @@ PIP := $(PY) -m pip --disable-pip-version-check -q
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test bench cpp-test isa-test lint wheel sdist gpu clean build
+.PHONY: demo test bench docs cpp-test isa-test lint wheel sdist gpu clean build
 
 # Where Python has no venv module of its own (Debian splits it off), virtualenv makes the environment.
 $(VENV)/tools:
@@ -34,6 +34,12 @@ demo: build
 
 bench: build
 	$(PY) -m anabranch bench --out build/bench
+
+# A link to what does not exist ends it. What the pages' examples do is tested too.
+docs: build
+	$(PIP) install "mkdocs==1.6.1" "mkdocs-material==9.8.2" "mkdocstrings[python]==1.0.8" "ruff==0.17.6"
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+	$(PY) -m pytest tests/test_docs.py tests/docs/test_pages.py
 
 # The C++ tests link the kernels that were just built; `make cpp-test` alone builds its own.
 test: build
@@ -69,8 +75,8 @@ cpp-test: $(VENV)/tools
 
 lint: $(VENV)/tools
 	$(PIP) install "ruff==0.17.6" "clang-format==23.1.5" "mypy==2.4.1"
-	$(VENV)/bin/ruff check python tests examples .ci
-	$(VENV)/bin/ruff format --check python tests examples .ci
+	$(VENV)/bin/ruff check python tests examples docs .ci
+	$(VENV)/bin/ruff format --check python tests examples docs .ci
 	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files '*.hpp' '*.cpp' '*.cuh' '*.cu')
 	$(PY) -m mypy
 

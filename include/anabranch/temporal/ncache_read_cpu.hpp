@@ -1,20 +1,18 @@
 // The N-cache's read (ncache_read.hpp defines it) on the CPU, on several threads.
 //
-// Slots are cut into tiles of 512; a tile's occupied slots are taken 32 at a time: their features are copied into one
-// block x [32, K + 1] that stays in the first cache, multiplied by the transposed weight, and the gates computed across
-// the block in vectors. Where slots name the same nodes again and again, the forward multiplies each node's features
-// once (ncache_project_cpu.hpp). Behind x comes a column of ones, so the bias is a row of the weight and its gradient
-// comes with the weight's, as those of frequency and phase come by columns of sines. Backward, each tile has its own
-// sums of the parameters' gradients, added up in the order of tiles; gradients of feature tables are added by the
-// worker whose share has the row, walking all slots in order. So results are bitwise equal for every number of threads.
+// Slots are cut into tiles of 512; a tile's occupied slots are taken 32 at a time: their features are copied into
+// one block x [32, K + 1] that stays in the first cache, multiplied by the transposed weight, and the gates computed
+// across the block in vectors. Where slots name the same nodes again and again, the forward multiplies each node's
+// features once (ncache_project_cpu.hpp). Behind x comes a column of ones, so the bias is a row of the weight with
+// the weight's gradient; frequency and phase come by columns of sines. Backward, each tile has its own sums of the
+// parameters' gradients, added up in the order of tiles; those of feature tables are added by the worker whose share
+// has the row, walking all slots in order. So results are bitwise equal for every number of threads.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
 #include "anabranch/core/cpu_features.hpp"
-#include "anabranch/core/memory.hpp"
-#include "anabranch/core/parallel.hpp"
 #include "anabranch/temporal/ncache_project_cpu.hpp"
 #include "anabranch/temporal/ncache_read.hpp"
 

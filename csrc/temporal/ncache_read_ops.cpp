@@ -1,4 +1,5 @@
 // The N-cache's read in torch: schemas and CPU kernels.
+#include "anabranch/temporal/ncache_gather_cpu.hpp"
 #include "anabranch/temporal/ncache_read_cpu.hpp"
 #include "temporal/ncache_read_checks.hpp"
 

@@ -150,6 +150,14 @@ def test_threads_give_the_same_bits() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+def test_a_node_reads_the_same_whatever_else_is_read(cpu_isa: str) -> None:
+    """Nodes that many slots name are projected once for all, those of a few slots with each slot."""
+    cache, (nodes, *others) = a_call()
+    together = cache.read_updated(nodes, *others).z
+    for row in range(5):
+        assert torch.equal(cache.read_updated(nodes[row : row + 1], *others).z[0], together[row])
+
+
 def test_the_cache_may_change_before_the_backward() -> None:
     cache, arguments = a_call()
     learns = [*arguments[1:5], *arguments[5]]

@@ -22,6 +22,7 @@ struct NCacheReadBlocks {
   using Scratch = NCacheScratch<Sum>;
   using Problem = NCacheRead<T>;
   using Packed = NCachePacked<Sum>;
+  using Projected = NCacheProjected<Sum>;
 
   [[gnu::always_inline]] static Vector load(const Sum* from) {
     Vector value;
@@ -30,12 +31,15 @@ struct NCacheReadBlocks {
   }
   [[gnu::always_inline]] static void store(Vector value, Sum* to) { __builtin_memcpy(to, &value, sizeof(value)); }
 
-  /// out [rows, columns] = x [rows, depth] weight [depth, columns]; rows a multiple of 8.
+  /// out [rows, columns] = x [rows, depth] weight [depth, columns], or added to what is there; rows a multiple of 8.
+  template <bool kAdds = false>
   static void product(int64_t rows, int64_t depth, int64_t stride, int64_t columns, const Sum* __restrict x,
                       const Sum* __restrict weight, Sum* __restrict out) {
     for (int64_t v = 0; v < columns; v += lanes) {
       for (int64_t r = 0; r < rows; r += ncache_unroll) {
         Vector sums[ncache_unroll] = {};
+#pragma GCC unroll 8
+        for (int i = 0; kAdds && i < ncache_unroll; ++i) sums[i] = load(out + (r + i) * columns + v);
         for (int64_t k = 0; k < depth; ++k) {
           const Vector w = load(weight + k * columns + v);
 #pragma GCC unroll 8
@@ -119,12 +123,19 @@ struct NCacheReadBlocks {
   }
 
   /// x and states of the slots in `list`; `with_sines`, behind x what the backward sums up for phase and frequency.
-  static void load_block(const Problem& problem, const Packed& packed, int64_t rows, const int64_t* list,
-                         const Scratch& scratch, bool with_sines) {
+  /// Where nodes are projected, their sums instead of their part of x.
+  static void load_block(const Problem& problem, const Packed& packed, const Projected& projected, int64_t rows,
+                         const int64_t* list, const Scratch& scratch, bool with_sines) {
     const int64_t node_width = problem.node_width, edge_width = problem.edge_width, times = problem.time_width;
     for (int64_t r = 0; r < rows; ++r) {
       Sum* x = scratch.x + r * packed.depth;
-      copy(problem.node_row(list[r]), node_width, x);
+      if (projected.rows) {
+        const Sum* sums = projected.rows + projected.row_of_slot[list[r]] * packed.columns;
+        for (int64_t v = 0; v < packed.columns; v += lanes)
+          store(load(sums + v), scratch.input + r * packed.columns + v);
+      } else {
+        copy(problem.node_row(list[r]), node_width, x);
+      }
       if (edge_width) copy(problem.edge_row(list[r]), edge_width, x + node_width);
       x[problem.width()] = 1;
       Sum* states = scratch.states + r * packed.hidden_depth;
@@ -184,16 +195,39 @@ struct NCacheReadBlocks {
     }
   }
 
-  static void products(const Problem& problem, const Packed& packed, int64_t rows, const Scratch& scratch) {
-    const int64_t padded = (rows + ncache_unroll - 1) / ncache_unroll * ncache_unroll;
-    product(padded, problem.width() + 1, packed.depth, packed.columns, scratch.x, packed.weight, scratch.input);
+  static void products(const Problem& problem, const Packed& packed, const Projected& projected, int64_t rows,
+                       const Scratch& scratch) {
+    const int64_t padded = (rows + ncache_unroll - 1) / ncache_unroll * ncache_unroll, nodes = problem.node_width;
+    if (projected.rows) {
+      product<true>(padded, problem.width() + 1 - nodes, packed.depth, packed.columns, scratch.x + nodes,
+                    packed.weight + nodes * packed.columns, scratch.input);
+    } else {
+      product(padded, problem.width() + 1, packed.depth, packed.columns, scratch.x, packed.weight, scratch.input);
+    }
     product(padded, problem.state_size + 1, packed.hidden_depth, packed.columns, scratch.states, packed.weight_hh,
             scratch.hidden);
     gate_sums(problem.state_size, rows, packed, scratch);
   }
 
+  /// The nodes' part of gx for some nodes: rows [count, columns].
+  static void project(const Problem& problem, const Packed& packed, const int64_t* ids, int64_t count,
+                      std::byte* memory, Sum* to) {
+    const Scratch scratch(problem, packed, memory);
+    for (int64_t at = 0; at < count; at += ncache_block) {
+      const int64_t rows = count - at < ncache_block ? count - at : ncache_block;
+      for (int64_t r = 0; r < rows; ++r) {
+        const bool exists = ids[at + r] >= 0 && ids[at + r] < problem.num_nodes;
+        copy(exists ? problem.node_features + ids[at + r] * problem.node_width : nullptr, problem.node_width,
+             scratch.x + r * packed.depth);
+      }
+      product((rows + ncache_unroll - 1) / ncache_unroll * ncache_unroll, problem.node_width, packed.depth,
+              packed.columns, scratch.x, packed.weight, scratch.input);
+      __builtin_memcpy(to + at * packed.columns, scratch.input, rows * packed.columns * sizeof(Sum));
+    }
+  }
+
   /// Asks for the features of the slots in `list`, so that they come while the block before is multiplied.
-  static void prefetch(const Problem& problem, int64_t rows, const int64_t* list) {
+  static void prefetch(const Problem& problem, const Projected& projected, int64_t rows, const int64_t* list) {
     const auto ask = [](const T* row, int64_t width) {
       const char* from = reinterpret_cast<const char*>(row);
       for (int64_t at = 0; row && at < width * static_cast<int64_t>(sizeof(T)); at += 64) {
@@ -201,7 +235,7 @@ struct NCacheReadBlocks {
       }
     };
     for (int64_t r = 0; r < rows; ++r) {
-      ask(problem.node_row(list[r]), problem.node_width);
+      if (!projected.rows) ask(problem.node_row(list[r]), problem.node_width);
       if (problem.edge_width) ask(problem.edge_row(list[r]), problem.edge_width);
     }
   }

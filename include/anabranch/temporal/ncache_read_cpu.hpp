@@ -1,19 +1,19 @@
 // The N-cache's read (ncache_read.hpp defines it) on the CPU, on several threads.
 //
-// Slots are cut into tiles of 512; a tile's occupied slots are taken 32 at a time: their features are copied into one
-// block x [32, K + 1] that stays in the first cache, multiplied by the transposed weight, and the gates computed across
-// the block in vectors. Behind x comes a column of ones, so the bias is a row of the weight and its gradient comes with
-// the weight's, as those of frequency and phase come by columns of sines. Backward, each tile has its own sums of the
-// parameters' gradients, added up in the order of tiles; gradients of feature tables are added by the worker whose
-// share has the row, walking all slots in order. So results are bitwise equal for every number of threads.
+// Slots are cut into tiles of 512; a tile's occupied slots are taken 32 at a time: their features are copied into
+// one block x [32, K + 1] that stays in the first cache, multiplied by the transposed weight, and the gates computed
+// across the block in vectors. Where slots name the same nodes again and again, the forward multiplies each node's
+// features once (ncache_project_cpu.hpp). Behind x comes a column of ones, so the bias is a row of the weight with
+// the weight's gradient; frequency and phase come by columns of sines. Backward, each tile has its own sums of the
+// parameters' gradients, added up in the order of tiles; those of feature tables are added by the worker whose share
+// has the row, walking all slots in order. So results are bitwise equal for every number of threads.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
 #include "anabranch/core/cpu_features.hpp"
-#include "anabranch/core/memory.hpp"
-#include "anabranch/core/parallel.hpp"
+#include "anabranch/temporal/ncache_project_cpu.hpp"
 #include "anabranch/temporal/ncache_read.hpp"
 
 namespace anabranch {
@@ -34,9 +34,12 @@ template <class T>
 struct NCacheReadKernels {
   using Sum = accumulate_t<T>;
   int64_t lanes;
+  /// The nodes' part of gx for `count` nodes: to [count, columns].
+  void (*project)(const NCacheRead<T>& problem, const NCachePacked<Sum>& packed, const int64_t* ids, int64_t count,
+                  std::byte* scratch, Sum* to);
   /// z of the occupied slots in [begin, end).
-  void (*forward)(const NCacheRead<T>& problem, const NCachePacked<Sum>& packed, int64_t begin, int64_t end,
-                  std::byte* scratch, T* z);
+  void (*forward)(const NCacheRead<T>& problem, const NCachePacked<Sum>& packed, const NCacheProjected<Sum>& projected,
+                  int64_t begin, int64_t end, std::byte* scratch, T* z);
   /// Adds to `partial` (gradients in the packed layout); writes gradients of gx to dgates [count, columns] and of
   /// states to dstates [count, F]. Each of the three may be null.
   void (*backward)(const NCacheRead<T>& problem, const NCachePacked<Sum>& packed, const T* dz, int64_t begin,
@@ -131,58 +134,48 @@ class NCacheWeights {
   Temporary<Sum> memory_;
 };
 
-/// f(tile's begin, end, scratch, tile) over tiles of slots.
+/// f(tile's begin, end, scratch, tile) over tiles of `count` slots or nodes.
 template <class T, class F>
-void for_each_ncache_tile(const NCacheRead<T>& problem, const NCachePacked<accumulate_t<T>>& packed, F&& f) {
-  const int64_t tiles = (problem.count + ncache_tile - 1) / ncache_tile;
+void for_each_ncache_tile(const NCacheRead<T>& problem, const NCachePacked<accumulate_t<T>>& packed, int64_t count,
+                          F&& f) {
+  const int64_t tiles = (count + ncache_tile - 1) / ncache_tile;
   const int num_workers = workers_for(tiles, 4);
   const int64_t size = NCacheScratch<accumulate_t<T>>(problem, packed, nullptr).bytes;
   Temporary<std::byte> scratch(static_cast<size_t>(size * num_workers));
   // Blocks that are not full multiply what lies there too, and throw it away.
   std::memset(scratch.data(), 0, static_cast<size_t>(size * num_workers));
   parallel_tiles(tiles, num_workers, [&](int64_t tile, int worker) {
-    const int64_t begin = tile * ncache_tile, end = std::min(begin + ncache_tile, problem.count);
+    const int64_t begin = tile * ncache_tile, end = std::min(begin + ncache_tile, count);
     f(begin, end, scratch.data() + size * worker, tile);
   });
 }
 
 }  // namespace detail
 
-/// ncache_gather_reference.
-template <class T>
-void ncache_gather_cpu(const NCacheGather<T>& gather) {
-  const int64_t slots = gather.slots, numbers = slots * gather.state_size;
-  const auto prefetch = [](const void* from, int64_t bytes) {
-    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(from) + at);
-  };
-  parallel_for(gather.num_rows, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      if (row + 1 < end) {
-        const int64_t next = gather.nodes[row + 1];
-        prefetch(gather.keys + next * slots, slots * sizeof(int64_t));
-        prefetch(gather.event_ids + next * slots, slots * sizeof(int64_t));
-        prefetch(gather.times + next * slots, slots * sizeof(int64_t));
-        prefetch(gather.states + next * numbers, numbers * sizeof(T));
-      }
-      const int64_t node = gather.nodes[row];
-      std::memcpy(gather.row_keys + row * slots, gather.keys + node * slots, slots * sizeof(int64_t));
-      std::memcpy(gather.row_event_ids + row * slots, gather.event_ids + node * slots, slots * sizeof(int64_t));
-      std::memcpy(gather.row_times + row * slots, gather.times + node * slots, slots * sizeof(int64_t));
-      std::memcpy(gather.row_states + row * numbers, gather.states + node * numbers, numbers * sizeof(T));
-      gather.row_keys[row * slots] = node;
-    }
-  });
-}
-
 /// ncache_read_reference, up to rounding.
 template <class T>
 void ncache_read_cpu(const NCacheRead<T>& problem, T* z) {
+  using Sum = accumulate_t<T>;
   const auto kernels = ncache_read_kernels<T>();
   const detail::NCacheWeights<T> weights(problem, kernels.lanes);
-  detail::for_each_ncache_tile(problem, weights.packed, [&](int64_t begin, int64_t end, std::byte* scratch, int64_t) {
-    std::memset(static_cast<void*>(z + begin * problem.state_size), 0, (end - begin) * problem.state_size * sizeof(T));
-    kernels.forward(problem, weights.packed, begin, end, scratch, z);
-  });
+  const auto& packed = weights.packed;
+  const detail::DistinctNodes nodes(problem);
+  const bool projects = 2 * nodes.count() <= problem.count;
+  const Temporary<Sum> sums(projects ? nodes.count() * packed.columns : 0);
+  if (projects) {
+    detail::for_each_ncache_tile(problem, packed, nodes.count(),
+                                 [&](int64_t begin, int64_t end, std::byte* scratch, int64_t) {
+                                   kernels.project(problem, packed, nodes.ids() + begin, end - begin, scratch,
+                                                   sums.data() + begin * packed.columns);
+                                 });
+  }
+  const NCacheProjected<Sum> projected{projects ? sums.data() : nullptr, nodes.row_of_slot()};
+  detail::for_each_ncache_tile(problem, packed, problem.count,
+                               [&](int64_t begin, int64_t end, std::byte* scratch, int64_t) {
+                                 std::memset(static_cast<void*>(z + begin * problem.state_size), 0,
+                                             (end - begin) * problem.state_size * sizeof(T));
+                                 kernels.forward(problem, packed, projected, begin, end, scratch, z);
+                               });
 }
 
 /// ncache_read_backward_reference, up to rounding.
@@ -200,12 +193,14 @@ void ncache_read_backward_cpu(const NCacheRead<T>& problem, const T* dz,
   const int64_t partial_size = packed.size();
   Temporary<Sum> partials(static_cast<size_t>(parameters ? std::max<int64_t>(tiles, 1) * partial_size : 0));
   Temporary<Sum> dgates(static_cast<size_t>(tables ? problem.count * packed.columns : 0));
-  detail::for_each_ncache_tile(problem, packed, [&](int64_t begin, int64_t end, std::byte* scratch, int64_t tile) {
-    Sum* partial = parameters ? partials.data() + tile * partial_size : nullptr;
-    if (partial) std::fill_n(partial, partial_size, Sum(0));
-    if (to.states) std::fill_n(to.states + begin * F, (end - begin) * F, Sum(0));
-    kernels.backward(problem, packed, dz, begin, end, scratch, partial, tables ? dgates.data() : nullptr, to.states);
-  });
+  detail::for_each_ncache_tile(problem, packed, problem.count,
+                               [&](int64_t begin, int64_t end, std::byte* scratch, int64_t tile) {
+                                 Sum* partial = parameters ? partials.data() + tile * partial_size : nullptr;
+                                 if (partial) std::fill_n(partial, partial_size, Sum(0));
+                                 if (to.states) std::fill_n(to.states + begin * F, (end - begin) * F, Sum(0));
+                                 kernels.backward(problem, packed, dz, begin, end, scratch, partial,
+                                                  tables ? dgates.data() : nullptr, to.states);
+                               });
 
   if (parameters) {
     Sum* sum = partials.data();

@@ -10,7 +10,8 @@ template <CpuIsa isa, class T>
 struct NCacheReadLoops : NCacheReadBlocks<isa, T> {
   using Blocks = NCacheReadBlocks<isa, T>;
   using Blocks::copy_usual, Blocks::dot, Blocks::lanes, Blocks::load, Blocks::outer, Blocks::store, Blocks::usual;
-  using typename Blocks::Number, typename Blocks::Packed, typename Blocks::Problem, typename Blocks::Scratch;
+  using typename Blocks::Number, typename Blocks::Packed, typename Blocks::Problem, typename Blocks::Projected,
+      typename Blocks::Scratch;
   using typename Blocks::Sum;
 
   /// The gates of as many states as a vector has, from the sums at e on.
@@ -28,29 +29,29 @@ struct NCacheReadLoops : NCacheReadBlocks<isa, T> {
   /// f(rows, list) for the occupied slots in [begin, end), a block at a time; x, states and products are there.
   template <class F>
   [[gnu::always_inline]] static void for_each_block(const Problem& problem, const Packed& packed,
-                                                    const Scratch& scratch, int64_t begin, int64_t end, bool with_sines,
-                                                    F&& f) {
+                                                    const Projected& projected, const Scratch& scratch, int64_t begin,
+                                                    int64_t end, bool with_sines, F&& f) {
     int64_t list[ncache_tile + 1], count = 0;
     for (int64_t i = begin; i < end; ++i) {
       list[count] = i;
       count += problem.occupied(i);
     }
     const auto rows_at = [&](int64_t at) { return count - at < ncache_block ? count - at : ncache_block; };
-    Blocks::prefetch(problem, rows_at(0), list);
+    Blocks::prefetch(problem, projected, rows_at(0), list);
     for (int64_t at = 0; at < count; at += ncache_block) {
       const int64_t rows = rows_at(at), next = at + rows;
-      Blocks::load_block(problem, packed, rows, list + at, scratch, with_sines);
-      Blocks::prefetch(problem, rows_at(next), list + next);
-      Blocks::products(problem, packed, rows, scratch);
+      Blocks::load_block(problem, packed, projected, rows, list + at, scratch, with_sines);
+      Blocks::prefetch(problem, projected, rows_at(next), list + next);
+      Blocks::products(problem, packed, projected, rows, scratch);
       f(rows, list + at);
     }
   }
 
-  static void forward(const Problem& problem, const Packed& packed, int64_t begin, int64_t end, std::byte* memory,
-                      T* z) {
+  static void forward(const Problem& problem, const Packed& packed, const Projected& projected, int64_t begin,
+                      int64_t end, std::byte* memory, T* z) {
     const Scratch scratch(problem, packed, memory);
     const int64_t F = problem.state_size;
-    for_each_block(problem, packed, scratch, begin, end, false, [&](int64_t rows, const int64_t* list) {
+    for_each_block(problem, packed, projected, scratch, begin, end, false, [&](int64_t rows, const int64_t* list) {
       for (int64_t e = 0; e < rows * F; e += lanes) {
         const Gates gates(scratch, e);
         store(((Number(1) - gates.u) * gates.n + gates.u * gates.state).v, scratch.value + e);
@@ -100,7 +101,7 @@ struct NCacheReadLoops : NCacheReadBlocks<isa, T> {
                        std::byte* memory, Sum* partial, Sum* dgates, Sum* dstates) {
     const Scratch scratch(problem, packed, memory);
     const int64_t F = problem.state_size, columns = packed.columns;
-    for_each_block(problem, packed, scratch, begin, end, true, [&](int64_t rows, const int64_t* list) {
+    for_each_block(problem, packed, {}, scratch, begin, end, true, [&](int64_t rows, const int64_t* list) {
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t f = 0; f < F; ++f) scratch.value[r * F + f] = static_cast<Sum>(dz[list[r] * F + f]);
       }
@@ -137,7 +138,7 @@ namespace anabranch {
 template <CpuIsa isa, class T>
 NCacheReadKernels<T> ncache_read_kernels_for() {
   using Loops = detail::NCacheReadLoops<isa, T>;
-  return {Loops::lanes, Loops::forward, Loops::backward, Loops::add_row};
+  return {Loops::lanes, Loops::project, Loops::forward, Loops::backward, Loops::add_row};
 }
 
 }  // namespace anabranch

@@ -30,7 +30,7 @@ class KeyNumbers {
   using Number = Number_;
 
   explicit KeyNumbers(int64_t slots)
-      : bits_(kBits ? kBits : std::countr_zero(std::bit_ceil(static_cast<uint64_t>(16 * slots)))),
+      : bits_(kBits ? kBits : std::countr_zero(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(16 * slots, 2))))),
         table_(places() + 1) {}
 
   void clear() { std::memset(table_.data(), 0, (places() + 1) * sizeof(Number)); }

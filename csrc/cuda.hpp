@@ -34,6 +34,14 @@ inline int hopper_multiprocessors() {
   return major == 9 && minor == 0 ? multiprocessors : 0;
 }
 
+/// Bytes of shared memory that a block may ask for on the current device.
+inline int64_t shared_memory_limit() {
+  int device = 0, bytes = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "cudaDeviceGetAttribute");
+  return bytes;
+}
+
 /// Makes the device of a tensor current for as long as it lives; `stream` is torch's current stream there.
 ///
 /// The device before is restored by torch's own guard, which makes no context on a device that has none: cudaSetDevice

@@ -4,13 +4,18 @@
 // 2.10 on. Arguments are checked with anabranch::check, which throws std::invalid_argument: ValueError in Python.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
+#include <array>
 #include <initializer_list>
 #include <optional>
+#include <ostream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -46,18 +51,27 @@ inline const char* dtype_name(ScalarType type) {
   }
 }
 
-inline std::string shape_string(const Tensor& tensor) {
-  std::string text = "(";
-  const auto sizes = tensor.sizes();
-  for (size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + (sizes.size() == 1 ? ",)" : ")");
-}
+/// A tensor's shape or device in a message. The string is made where it is printed: an op has a dozen checks, and
+/// hardly ever a message.
+struct ShapeString {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& out, const ShapeString& shape) {
+    const auto sizes = shape.tensor.sizes();
+    out << "(";
+    for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
+    return out << (sizes.size() == 1 ? ",)" : ")");
+  }
+};
+inline ShapeString shape_string(const Tensor& tensor) { return {tensor}; }
 
-inline std::string device_string(const Tensor& tensor) {
-  return tensor.is_cpu()    ? "cpu"
-         : tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index())
-                            : "another device";
-}
+struct DeviceString {
+  const Tensor& tensor;
+  friend std::ostream& operator<<(std::ostream& out, const DeviceString& device) {
+    if (device.tensor.is_cpu()) return out << "cpu";
+    return device.tensor.is_cuda() ? out << "cuda:" << device.tensor.get_device_index() : out << "another device";
+  }
+};
+inline DeviceString device_string(const Tensor& tensor) { return {tensor}; }
 
 inline void check_dim(const char* op, const char* name, const Tensor& tensor, int64_t dim) {
   check(tensor.dim() == dim, op, ": ", name, " has shape ", shape_string(tensor), ", must have ", dim, " dimensions");
@@ -112,8 +126,45 @@ inline void check_apart(const char* op, const char* name, const MemoryOf& memory
         ", must have its own; pass a .clone() of it");
 }
 
+/// The number that torch's C interface has for a dtype: those of dtype_name.
+inline int32_t c_dtype(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return aoti_torch_dtype_float32();
+    case ScalarType::Double:
+      return aoti_torch_dtype_float64();
+    case ScalarType::BFloat16:
+      return aoti_torch_dtype_bfloat16();
+    case ScalarType::Half:
+      return aoti_torch_dtype_float16();
+    case ScalarType::Int:
+      return aoti_torch_dtype_int32();
+    case ScalarType::Long:
+      return aoti_torch_dtype_int64();
+    case ScalarType::Char:
+      return aoti_torch_dtype_int8();
+    case ScalarType::Bool:
+      return aoti_torch_dtype_bool();
+    default:
+      throw std::invalid_argument("anabranch: a result is to be of a dtype that no op has; add it to c_dtype");
+  }
+}
+
+/// A fresh row-major tensor on the device of `like`. Not by torch::stable::new_empty, which has torch look its op up by
+/// name: a microsecond for each result, of calls that take ten.
 inline Tensor empty_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, std::vector<int64_t>(shape), type);
+  std::array<int64_t, 8> strides;
+  check(shape.size() <= strides.size(), "empty_on: shape has ", shape.size(), " sizes, must have at most ",
+        strides.size(), "; make room for more");
+  int64_t stride = 1;
+  for (size_t dim = shape.size(); dim-- > 0; stride *= std::max<int64_t>(1, shape.begin()[dim])) strides[dim] = stride;
+  int32_t device_type = 0;
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(),
+                                                         strides.data(), c_dtype(type), device_type,
+                                                         like.get_device_index(), &made));
+  return Tensor(made);
 }
 
 inline Tensor zeros_on(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {

@@ -13,5 +13,11 @@ endif()
 add_library(torch_stable INTERFACE)
 target_include_directories(torch_stable SYSTEM INTERFACE "${torch_root}/include")
 target_compile_definitions(torch_stable INTERFACE TORCH_TARGET_VERSION=0x020a000000000000)
+# Messages of torch's headers name their files; not where they lay on the machine that built, as it is or as ccache
+# writes it.
+file(RELATIVE_PATH torch_from_here "${CMAKE_BINARY_DIR}" "${torch_root}/include")
+set(no_paths -fmacro-prefix-map=${torch_root}/include/= -fmacro-prefix-map=${torch_from_here}/=)
+target_compile_options(torch_stable INTERFACE "$<$<COMPILE_LANGUAGE:CXX>:${no_paths}>"
+                                              "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler=$<JOIN:${no_paths}, -Xcompiler=>>")
 target_link_libraries(torch_stable INTERFACE "${torch_root}/lib/libtorch.so")
 target_link_options(torch_stable INTERFACE "LINKER:--no-as-needed")

@@ -20,6 +20,7 @@ const bool uses_torch_threads = [] {
 }();
 
 int64_t cpu_isa_op() { return static_cast<int64_t>(cpu_isa()); }
+int64_t detected_cpu_isa_op() { return static_cast<int64_t>(detected_cpu_isa()); }
 
 void set_cpu_isa_op(int64_t isa) {
   check(isa >= 0 && isa <= static_cast<int64_t>(detected_cpu_isa()), "set_cpu_isa: isa is ", isa, ", must be 0 to ",
@@ -52,6 +53,7 @@ double random_line_rate_op(int64_t bytes, int64_t lines, int64_t repeats) {
 
 STABLE_TORCH_LIBRARY(anabranch, m) {
   m.def("cpu_isa() -> int");
+  m.def("detected_cpu_isa() -> int");
   m.def("set_cpu_isa(int isa) -> ()");
   m.def("peak_flops(bool bfloat16, float seconds) -> float");
   m.def("read_bandwidth(int bytes, int repeats) -> float");
@@ -60,6 +62,7 @@ STABLE_TORCH_LIBRARY(anabranch, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(anabranch, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa_op));
+  m.impl("detected_cpu_isa", TORCH_BOX(&detected_cpu_isa_op));
   m.impl("set_cpu_isa", TORCH_BOX(&set_cpu_isa_op));
   m.impl("peak_flops", TORCH_BOX(&peak_flops_op));
   m.impl("read_bandwidth", TORCH_BOX(&read_bandwidth_op));

@@ -2,6 +2,8 @@
 //
 // As in a dict, equal numbers are one key: 1, 1.0 and numpy's 1 all find the key 1. What is stored is stricter: an
 // int64 key is an integer, and a float64 key an integer only where a double can hold it.
+//
+// Only functions of Python's stable interface: one binary then serves every Python from 3.12 on.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -45,7 +47,7 @@ inline KeyFault word_of_integer(PyObject* object, bool is_unsigned, int64_t& wor
   nb::object number;
   KeyFault fault = KeyFault::none;
   if (PyFloat_Check(object)) {
-    const double value = PyFloat_AS_DOUBLE(object);
+    const double value = PyFloat_AsDouble(object);
     if (!(std::floor(value) == value) || std::isinf(value)) return KeyFault::type;
     number = nb::steal(PyLong_FromDouble(value));
     fault = KeyFault::unstored;
@@ -61,13 +63,13 @@ inline KeyFault word_of_integer(PyObject* object, bool is_unsigned, int64_t& wor
 }
 
 inline bool has_float(PyObject* object) {
-  const PyNumberMethods* number = Py_TYPE(object)->tp_as_number;
-  return number && (number->nb_float || number->nb_index);
+  PyTypeObject* const type = Py_TYPE(object);
+  return PyType_GetSlot(type, Py_nb_float) || PyType_GetSlot(type, Py_nb_index);
 }
 
 inline KeyFault double_of(PyObject* object, double& number) {
   if (PyFloat_Check(object)) [[likely]] {
-    number = PyFloat_AS_DOUBLE(object);
+    number = PyFloat_AsDouble(object);
     return KeyFault::none;
   }
   if (!has_float(object)) return KeyFault::type;
@@ -77,7 +79,7 @@ inline KeyFault double_of(PyObject* object, double& number) {
     PyErr_Clear();
     return overflow ? KeyFault::range : KeyFault::type;
   }
-  number = PyFloat_AS_DOUBLE(as_float.ptr());
+  number = PyFloat_AsDouble(as_float.ptr());
   return KeyFault::none;
 }
 
@@ -105,9 +107,9 @@ inline KeyFault words_of_key(HostKey kind, PyObject* object, HostWords& words) {
     default:
       break;
   }
-  if (!PyTuple_Check(object) || PyTuple_GET_SIZE(object) != 2) return KeyFault::type;
-  const KeyFault first = word_of_integer(PyTuple_GET_ITEM(object, 0), false, words[0]);
-  const KeyFault second = word_of_integer(PyTuple_GET_ITEM(object, 1), false, words[1]);
+  if (!PyTuple_Check(object) || PyTuple_Size(object) != 2) return KeyFault::type;
+  const KeyFault first = word_of_integer(PyTuple_GetItem(object, 0), false, words[0]);
+  const KeyFault second = word_of_integer(PyTuple_GetItem(object, 1), false, words[1]);
   return std::max(first, second);
 }
 

@@ -6,18 +6,25 @@
 namespace anabranch {
 namespace {
 
-void check_fits(const char* op, const SlotPairArguments& in) {
-  check(2 * in.slots() * in.features() <= max_encode_sums, op, ": z has shape ", shape_string(in.z),
-        ", must have 2 * slots * features at most ", max_encode_sums,
-        " on a GPU; encode fewer slots or features, or use pair_join");
+/// A block keeps a pair in shared memory; how much of that there is, the device says.
+void check_fits(const char* op, const SlotPairArguments& in, size_t needed) {
+  const int64_t limit = shared_memory_limit();
+  check(static_cast<int64_t>(needed) <= limit, op, ": z has shape ", shape_string(in.z), ", a pair of which takes ",
+        needed, " bytes of shared memory, must be at most ", limit, " on this GPU; use fewer slots or features");
+}
+
+void check_encode_fits(const char* op, const PairEncodeArguments& in) {
+  dispatch_floating(in.z.scalar_type(), [&]<class T>(Type<T>) {
+    check_fits(op, in, detail::encode_shared_bytes<T>(in.slots(), in.features()));
+  });
 }
 
 Tensor pair_encode(const Tensor& keys, const Tensor& z, const Tensor& slot_codes, const Tensor& left,
                    const Tensor& right, const Tensor& weight, const Tensor& code_table, int64_t activation) {
   constexpr const char* op = "pair_encode";
   PairEncodeArguments in(op, keys, z, slot_codes, left, right, weight, code_table, activation);
-  check_fits(op, in);
   const OnDeviceOf device(keys);
+  check_encode_fits(op, in);
   in.make_contiguous();
   const Tensor out = in.result();
   dispatch_floating(in.z.scalar_type(), [&]<class T>(Type<T>) {
@@ -33,8 +40,8 @@ std::tuple<Tensor, Tensor, Tensor> pair_encode_backward(const Tensor& dout_in, c
   constexpr const char* op = "pair_encode_backward";
   PairEncodeArguments in(op, keys, z, slot_codes, left, right, weight, code_table, activation);
   in.check_upstream(op, dout_in);
-  check_fits(op, in);
   const OnDeviceOf device(keys);
+  check_encode_fits(op, in);
   in.make_contiguous();
   const Tensor dout = as_contiguous(dout_in);
   const auto results = in.gradients(wanted);
@@ -57,8 +64,10 @@ std::tuple<Tensor, Tensor, Tensor> pair_encode_backward(const Tensor& dout_in, c
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> pair_join(const Tensor& keys, const Tensor& z, const Tensor& slot_codes,
                                                      const Tensor& left, const Tensor& right) {
-  SlotPairArguments in("pair_join", keys, z, slot_codes, left, right);
+  constexpr const char* op = "pair_join";
+  SlotPairArguments in(op, keys, z, slot_codes, left, right);
   const OnDeviceOf device(keys);
+  check_fits(op, in, detail::pair_shared_bytes(in.slots()));
   in.make_contiguous();
   const auto results = in.join_results();
   dispatch_floating(in.z.scalar_type(), [&]<class T>(Type<T>) {
@@ -76,6 +85,7 @@ Tensor pair_join_backward(const Tensor& dz_joined_in, const Tensor& keys, const 
   SlotPairArguments in(op, keys, gradient.z, slot_codes, left, right);
   gradient.check_pairs(op, in);
   const OnDeviceOf device(keys);
+  check_fits(op, in, detail::pair_shared_bytes(in.slots()));
   in.make_contiguous();
   const Tensor dz_joined = as_contiguous(dz_joined_in);
   const Tensor scratch = empty_on(in.keys, {in.pairs() * 2 * in.slots()}, ScalarType::Int);

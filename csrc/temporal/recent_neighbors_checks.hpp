@@ -1,12 +1,6 @@
 // The arguments of the recent_neighbors ops, on every device: the three tensors of state, a batch of events, queries.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-
-#include <algorithm>
-#include <ostream>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 #include <utility>
 
@@ -14,14 +8,6 @@
 #include "temporal/id_checks.hpp"
 
 namespace anabranch {
-
-/// shape_string of a tensor, made only where a message is: a batch has ten such checks and ten microseconds.
-struct ShapeInMessage {
-  const Tensor& tensor;
-  friend std::ostream& operator<<(std::ostream& out, const ShapeInMessage& shape) {
-    return out << shape_string(shape.tensor);
-  }
-};
 
 struct RecentArguments {
   const char* op;
@@ -35,7 +21,7 @@ struct RecentArguments {
           "; give the slots of a row");
     check_dtype(op, "rows", rows, ScalarType::Long);
     check_dim(op, "rows", rows, 2);
-    check(rows.size(1) == RecentRows::words_for(capacity), op, ": rows has shape ", ShapeInMessage{rows},
+    check(rows.size(1) == RecentRows::words_for(capacity), op, ": rows has shape ", shape_string(rows),
           ", must be (num_nodes, ", RecentRows::words_for(capacity), ") for ", capacity,
           " slots; pass the rows that were made for it");
     check(rows.is_contiguous(), op, ": rows is not contiguous, must be; pass the tensor that was made for it");
@@ -50,46 +36,33 @@ struct RecentArguments {
 
   void check_counter(const char* name, const Tensor& tensor) const {
     check_on_device(name, tensor);
-    check(tensor.dim() == 1 && tensor.size(0) == 1, op, ": ", name, " has shape ", ShapeInMessage{tensor},
+    check(tensor.dim() == 1 && tensor.size(0) == 1, op, ": ", name, " has shape ", shape_string(tensor),
           ", must be (1,); pass the tensor that was made for it");
   }
 
   /// One row-major block of the numbers of a batch; of any length where `size` is negative.
   Tensor vector(const char* name, const Tensor& given, const char* like = nullptr, int64_t size = -1) const {
     check_on_device(name, given);
-    check(given.dim() == 1, op, ": ", name, " has shape ", ShapeInMessage{given}, ", must be (n,); flatten it");
-    check(size < 0 || given.size(0) == size, op, ": ", name, " has shape ", ShapeInMessage{given}, ", must be (", size,
+    check(given.dim() == 1, op, ": ", name, " has shape ", shape_string(given), ", must be (n,); flatten it");
+    check(size < 0 || given.size(0) == size, op, ": ", name, " has shape ", shape_string(given), ", must be (", size,
           ",) like ", like, "; give each its own");
     return as_contiguous(given);
   }
 
   /// Where n lookups go, or per_event of each of n events.
   std::tuple<Tensor, Tensor, Tensor> results(int64_t n) const {
-    return {result({n, k}), result({n, k}), result({n, k})};
+    const std::initializer_list<int64_t> shape{n, k};
+    return {empty_on(rows, shape, ScalarType::Long), empty_on(rows, shape, ScalarType::Long),
+            empty_on(rows, shape, ScalarType::Long)};
   }
   std::tuple<Tensor, Tensor, Tensor> results(int64_t n, int64_t per_event) const {
-    return {result({n, per_event, k}), result({n, per_event, k}), result({n, per_event, k})};
+    const std::initializer_list<int64_t> shape{n, per_event, k};
+    return {empty_on(rows, shape, ScalarType::Long), empty_on(rows, shape, ScalarType::Long),
+            empty_on(rows, shape, ScalarType::Long)};
   }
   static RecentResults pointers(const std::tuple<Tensor, Tensor, Tensor>& results) {
     const auto& [neighbors, times, event_ids] = results;
     return {mutable_data<int64_t>(neighbors), mutable_data<int64_t>(times), mutable_data<int64_t>(event_ids)};
-  }
-
- private:
-  /// As empty_on, which finds the op by its name first: a microsecond more for each result, of batches that take ten.
-  Tensor result(std::initializer_list<int64_t> shape) const {
-    int64_t strides[3], stride = 1;
-    for (auto dim = static_cast<int64_t>(shape.size()); dim-- > 0; stride *= std::max<int64_t>(1, shape.begin()[dim])) {
-      strides[dim] = stride;
-    }
-    int32_t device_type = 0;
-    AtenTensorHandle made = nullptr;
-    if (aoti_torch_get_device_type(rows.get(), &device_type) != 0 ||
-        aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.begin(), strides, aoti_torch_dtype_int64(),
-                                 device_type, rows.get_device_index(), &made) != 0) {
-      throw std::runtime_error(std::string(op) + ": torch gives no memory for the results");
-    }
-    return Tensor(made);
   }
 };
 
@@ -145,7 +118,7 @@ struct RecentBatchArguments : RecentArguments {
 
   void take_queries(const Tensor& given, bool causal) {
     check_on_device("queries", given);
-    check(given.dim() == 2 && given.size(0) == src.size(0), op, ": queries has shape ", ShapeInMessage{given},
+    check(given.dim() == 2 && given.size(0) == src.size(0), op, ": queries has shape ", shape_string(given),
           ", must be (", src.size(0), ", queries of an event) as src has; give each event a row");
     check(!causal || capacity == 2 * k, op,
           ": causal is set, must not be for rows of k slots; make them for causal "
@@ -164,6 +137,8 @@ struct RecentBatchArguments : RecentArguments {
             mutable_data<int64_t>(num_events),
             static_cast<EdgeDirection>(direction)};
   }
+  /// Memory for the numbers that a GPU gives to events without ids; empty where they have them.
+  Tensor numbers() const { return empty_on(rows, {event_id ? 0 : src.size(0)}, ScalarType::Long); }
 
  private:
   void check_apart(std::initializer_list<std::pair<const char*, const Tensor*>> batch) const {

@@ -30,7 +30,8 @@ void insert(const Tensor& rows, const Tensor& latest, const Tensor& num_events, 
   const OnDeviceOf device(rows);
   const RecentBatchArguments in("recent_neighbors_insert", rows, latest, num_events, src, dst, time, event_id, k,
                                 capacity, direction);
-  recent_insert_cuda(in.problem(), in.events(), device.stream);
+  const Tensor numbers = in.numbers();
+  recent_insert_cuda(in.problem(), in.events(), data_if_any<int64_t>(numbers), device.stream);
 }
 
 Results lookup_and_insert(const Tensor& rows, const Tensor& latest, const Tensor& num_events, const Tensor& src,
@@ -42,8 +43,9 @@ Results lookup_and_insert(const Tensor& rows, const Tensor& latest, const Tensor
   in.take_queries(queries, causal);
   const int64_t per_event = in.queries->size(1);
   const Results results = in.results(in.src.size(0), per_event);
+  const Tensor numbers = in.numbers();
   recent_batch_cuda(in.problem(), in.events(), data<int64_t>(in.queries), per_event, causal, in.pointers(results),
-                    device.stream);
+                    data_if_any<int64_t>(numbers), device.stream);
   return results;
 }
 

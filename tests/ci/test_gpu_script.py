@@ -88,7 +88,7 @@ def test_every_step_runs(machine: Machine) -> None:
         "nvcc --version",
         f"cmake -S . -B {machine.root}/build/gpu -G Ninja -DANABRANCH_CUDA=ON",
         "ninja -C",
-        "cmake --install",
+        f"cmake --install {machine.root}/build/gpu --component python",
         "python3 -m zipfile -e dist/anabranch-",
         "python3 -m pytest --device cuda -p no:cacheprovider tests --ignore tests/gpu",
         "python3 -m pytest --device cuda -p no:cacheprovider tests/gpu",

@@ -17,6 +17,7 @@ from anabranch.cli.bench_chart import chart
 from anabranch.cli.bench_experts import Experts, Shape
 from anabranch.cli.bench_rows import Row, Workload
 from anabranch.cli.machine import Limits
+from anabranch.cli.main import main
 
 pytestmark = pytest.mark.cpu
 SHAPE = Shape(experts=8, hidden=128, inner=96, top_k=2)
@@ -27,29 +28,23 @@ def bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+def only_room(path: Path, name: str) -> Any:
+    """The one room in the file."""
+    (room,) = json.loads(path.read_text())["rooms"]
+    assert room["room"] == name
+    return room
+
+
 def test_quick_bench_records_every_row(tmp_path: Path) -> None:
-    out, drawing = tmp_path / "bench.json", tmp_path / "bench.svg"
-    arguments = [
-        "experts",
-        "--quick",
-        "--tokens",
-        1,
-        9,
-        "--threads",
-        1,
-        "--repeats",
-        2,
-        "--json",
-        out,
-        "--svg",
-        drawing,
-    ]
-    done = bench(*arguments)
+    chosen = ["--quick", "--tokens", 1, 9, "--repeats", 2, "--dtype", "bfloat16", "float32"]
+    done = bench("experts", *chosen, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    record = json.loads(out.read_text())
+    record = only_room(tmp_path / "bench.json", "experts")
     assert [(row["dtype"], row["workload"], row["tokens"]) for row in record["rows"]] == [
-        *(("bfloat16", name, tokens) for name in ("forward", "variable k", "forward+backward") for tokens in (1, 9)),
-        *(("float32", "forward", tokens) for tokens in (1, 9)),
+        (dtype, name, tokens)
+        for dtype in ("bfloat16", "float32")
+        for name in ("forward", "variable k", "forward+backward")
+        for tokens in (1, 9)
     ]
     for row in record["rows"]:
         assert row["limit_ms"] > 0
@@ -59,45 +54,50 @@ def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     head = next(index for index, line in enumerate(lines) if "% of limit" in line)
     table = lines[head + 1 : head + 1 + len(record["rows"])]
-    assert [line.split()[0] for line in table] == ["forward"] * 2 + ["variable"] * 2 + ["forward+backward"] * 2 + [
-        "forward"
-    ] * 2
+    assert [line.split()[0] for line in table] == 2 * (["forward"] * 2 + ["variable"] * 2 + ["forward+backward"] * 2)
     assert all(len(line) == len(lines[head]) for line in table)
-    drawn = ElementTree.parse(drawing).getroot()
+    drawn = ElementTree.parse(tmp_path / "experts.svg").getroot()
     numbers = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert numbers.count("9") == 4
+    assert numbers.count("9") == 6
 
 
 def test_modes_and_dtypes_are_chosen(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    chosen = ["--quick", "--mode", "training", "--dtype", "float32", "--threads", 1, "--repeats", 1, "--json", out]
-    assert bench(*chosen).returncode == 0
-    rows = json.loads(out.read_text())["rows"]
+    chosen = ["--quick", "--mode", "training", "--dtype", "float32", "--repeats", 1, "--json", out]
+    assert bench("experts", *chosen).returncode == 0
+    rows = only_room(out, "experts")["rows"]
     assert [(row["workload"], row["dtype"]) for row in rows] == [("forward+backward", "float32")]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tokens", 0], "at least 1"),
+        (["experts", "--tokens", 0], "at least 1"),
+        (["--tokens", 5], "--tokens is of one room, but 5 are measured; "),
+        (["cellar"], "invalid choice: room is 'cellar', must be one of experts, skip, mixers, index, temporal; "),
         (["--threads", 0], "at least 1"),
         (["--repeats", 0], "at least 1"),
         (["--json", "/nowhere/bench.json"], "no folder"),
-        (["--mode", "sideways"], "invalid choice"),
+        (["--out", "/dev/null"], "cannot be made a folder"),
+        (["--out", "/proc"], "nothing can be written into /proc"),
+        (["--compare", __file__], "is no file of bench --json"),
+        (["skip", "--mode", "sideways"], "invalid choice"),
     ],
 )
-def test_bad_arguments_end_before_anything_is_measured(arguments: Sequence[object], message: str) -> None:
-    done = bench(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert done.stdout == ""
+def test_bad_arguments_end_before_anything_is_measured(
+    arguments: Sequence[object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *map(str, arguments)]) == 2
+    out, errors = capsys.readouterr()
+    assert message in errors
+    assert len(errors.splitlines()) == 1
+    assert out == ""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_missing_gpu_is_named() -> None:
-    done = bench("--device", "cuda")
-    assert done.returncode == 2
-    assert "there is no GPU" in done.stderr
+def test_a_missing_gpu_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--device", "cuda"]) == 2
+    assert "there is no GPU" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

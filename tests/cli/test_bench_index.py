@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import types
 import xml.etree.ElementTree as ElementTree
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_bench import bench
+from test_bench import bench, only_room
 
 from anabranch.cli import bench_index, peers_index
 from anabranch.cli.bench_index import KINDS, MAPS, WORKS, Index, IndexShape
@@ -30,13 +29,11 @@ CPU = torch.device("cpu")
 
 
 def test_quick_bench_records_every_row(tmp_path: Path) -> None:
-    out, drawing = tmp_path / "index.json", tmp_path / "index.svg"
-    chosen = ["--quick", "--tokens", 2000, "--threads", 1, "--without", "numpy"]
-    done = bench("index", *chosen, "--json", out, "--svg", drawing)
+    chosen = ["--quick", "--tokens", 2000, "--repeats", 1, "--without", "numpy"]
+    done = bench("index", *chosen, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    record = json.loads(out.read_text())
-    assert record["room"] == "index"
-    kinds = [f"{work} {kind}" for kind in KINDS[1:] for work in WORKS]
+    record = only_room(tmp_path / "bench.json", "index")
+    kinds = [f"{work} timestamps" for work in WORKS]
     assert [row["workload"] for row in record["rows"]] == [*WORKS, *kinds, *BATCHES, "get", "set"]
     for row in record["rows"]:
         assert (row["dtype"], row["ours"], row["threads"], row["tokens"]) == ("int64", "index", 1, 2000)
@@ -45,13 +42,16 @@ def test_quick_bench_records_every_row(tmp_path: Path) -> None:
         assert row["of_limit"] == row["limit_ms"] / row["medians_ms"]["index"]
     assert record["rows"][0]["medians_ms"].keys() == record["rows"][0]["p99_ns"].keys() == set(MAPS)
     assert all(limit["lines"] > 0 for limit in record["limits"])
-    assert "bars" not in record  # they are about more keys
+    assert record["bars"] == []  # they are about more keys
     lines = done.stdout.splitlines()
     head = next(index for index, line in enumerate(lines) if "% of limit" in line)
     table = lines[head + 1 : head + 1 + len(record["rows"])]
     assert all(len(line) == len(lines[head]) for line in table)
-    drawn = [element.text for element in ElementTree.parse(drawing).getroot().iter("{http://www.w3.org/2000/svg}text")]
-    assert "load odd, int64, 1 thread" in drawn
+    drawn = [
+        element.text
+        for element in ElementTree.parse(tmp_path / "index.svg").getroot().iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert "load timestamps, int64, 1 thread" in drawn
     assert "Percent of the machine's limit, by number of keys" in drawn
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 import torch
-from test_bench import bench
+from test_bench import bench, only_room
 
 from anabranch.cli import peers_skip as peers
 from anabranch.cli.bench_chart import chart
 from anabranch.cli.bench_rows import CpuStopwatch, Row, Workload, measure
 from anabranch.cli.bench_skip import Skip, SkipShape
 from anabranch.cli.machine import Limits
+from anabranch.cli.main import main
 
 pytestmark = pytest.mark.cpu
 SHAPE = SkipShape(hidden=128, inner=320, rank=4, layers=3)
@@ -22,16 +22,14 @@ INFERENCE = [("forward", 16), ("forward", 1), ("skipped", 3), ("width", 9), ("lo
 
 
 def test_quick_bench_records_every_row(tmp_path: Path) -> None:
-    out, drawing = tmp_path / "skip.json", tmp_path / "skip.svg"
-    done = bench("skip", "--quick", "--threads", 1, "--repeats", 1, "--json", out, "--svg", drawing)
+    done = bench("skip", "--quick", "--repeats", 1, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    record = json.loads(out.read_text())
-    assert record["room"] == "skip"
-    forward = [("skip 0%", 1), *((f"skip {share}%", 16) for share in (0, 30, 50, 75))]
-    others = [*((f"width {share}%", 16) for share in (25, 50, 75)), ("low rank", 4), ("train skip 50%", 16)]
+    record = only_room(tmp_path / "bench.json", "skip")
+    names = [*(f"skip {share}%" for share in (0, 30, 50, 75)), "all skipped"]
+    names += [*(f"width {share}%" for share in (25, 50, 75)), "low rank", "train skip 50%"]
+    tokens = [16] * 4 + [1] + [16] * 3 + [4, 64]
     assert [(row["dtype"], row["workload"], row["tokens"]) for row in record["rows"]] == [
-        *(("bfloat16", *row) for row in (*forward, ("all skipped", 1), *others)),
-        *(("float32", *row) for row in (*forward, *others)),
+        ("bfloat16", *row) for row in zip(names, tokens, strict=True)
     ]
     for row in record["rows"]:
         assert all(time > 0 for time in row["medians_ms"].values())
@@ -41,16 +39,19 @@ def test_quick_bench_records_every_row(tmp_path: Path) -> None:
     head = next(index for index, line in enumerate(lines) if "% of limit" in line)
     table = lines[head + 1 : head + 1 + len(record["rows"])]
     assert all(len(line) == len(lines[head]) for line in table)
-    drawn = [element.text for element in ElementTree.parse(drawing).getroot().iter("{http://www.w3.org/2000/svg}text")]
+    drawn = [
+        element.text
+        for element in ElementTree.parse(tmp_path / "skip.svg").getroot().iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert "width 50%, bfloat16, 1 thread" in drawn
     assert not any(text is not None and text.startswith("all skipped") for text in drawn)
 
 
-def test_a_mode_of_another_room_is_refused() -> None:
-    done = bench("skip", "--mode", "variable_k")
-    assert done.returncode == 2
-    assert "invalid choice: 'variable_k' (bench skip has forward, skipped, width, lowrank, training)" in done.stderr
-    assert done.stdout == ""
+def test_a_mode_of_another_room_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "skip", "--mode", "variable_k"]) == 2
+    out, errors = capsys.readouterr()
+    assert "invalid choice: 'variable_k', must be one of forward, skipped, width, lowrank, training; " in errors
+    assert out == ""
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

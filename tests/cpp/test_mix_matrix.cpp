@@ -1,6 +1,6 @@
 // Matrices of every mixer on the CPU and their gradients: against the definition in double on every instruction set,
 // the same bits on several threads as on one and whatever the neighbours are, and nothing written beside the results.
-#include "anabranch/mixers/lanes_cpu.hpp"
+#include "anabranch/core/lanes_cpu.hpp"
 #include "anabranch/mixers/streams_cpu.hpp"
 #include "mixer_case.hpp"
 

@@ -91,18 +91,25 @@ void check_case(const Case<Bits>& in) {
   const NCacheStats cpu_stats = ncache_update_cpu(in.table(on_cpu), in.policy, in.batch(in.rows));
   expect(on_cpu == expected, "the CPU's cache");
 
-  Guarded<int64_t> keys(in.cache.keys), event_ids(in.cache.event_ids), times(in.cache.times);
-  Guarded<Bits> states(in.cache.states);
-  Guarded<unsigned long long> counts(std::vector<unsigned long long>(9));
-  const NCacheTable<Bits> table{keys.data(), event_ids.data(), times.data(), states.data(),
-                                in.nodes,    in.state_size,    in.layout};
-  ncache_update_cuda(table, in.policy, in.batch(in.rows), counts.data(), nullptr);
-  expect(keys.values() == expected.keys && event_ids.values() == expected.event_ids &&
-             times.values() == expected.times && states.values() == expected.states,
-         "the harness's cache");
+  for (const int64_t chunk : {node_warp_chunk, int64_t{14}}) {  // in one launch, and in some
+    Guarded<int64_t> keys(in.cache.keys), event_ids(in.cache.event_ids), times(in.cache.times);
+    Guarded<Bits> states(in.cache.states);
+    Guarded<unsigned long long> counts(std::vector<unsigned long long>(9));
+    const NCacheTable<Bits> table{keys.data(), event_ids.data(), times.data(), states.data(),
+                                  in.nodes,    in.state_size,    in.layout};
+    const int64_t before = simt::num_launches();
+    ncache_update_cuda(table, in.policy, in.batch(in.rows), counts.data(), nullptr, chunk);
+    expect(simt::num_launches() - before == (2 * in.events + chunk - 1) / chunk, "launches");
+    expect(keys.values() == expected.keys && event_ids.values() == expected.event_ids &&
+               times.values() == expected.times && states.values() == expected.states,
+           "the harness's cache");
+    for (int hop = 0; hop < ncache_max_hops; ++hop) {
+      const auto at = [&](int column) { return static_cast<int64_t>(counts.data()[3 * hop + column]); };
+      expect(at(0) == stats.offered[hop] && at(1) == stats.collisions[hop] && at(2) == stats.replacements[hop],
+             "counts");
+    }
+  }
   for (int hop = 0; hop < ncache_max_hops; ++hop) {
-    const auto at = [&](int column) { return static_cast<int64_t>(counts.data()[3 * hop + column]); };
-    expect(at(0) == stats.offered[hop] && at(1) == stats.collisions[hop] && at(2) == stats.replacements[hop], "counts");
     expect(cpu_stats.offered[hop] == stats.offered[hop] && cpu_stats.collisions[hop] == stats.collisions[hop] &&
                cpu_stats.replacements[hop] == stats.replacements[hop],
            "the CPU's counts");

@@ -163,6 +163,8 @@ void check_shape(const Shape& shape) {
   const char* names[9] = {"states", "node_features", "edge_features", "frequency", "phase",
                           "weight", "bias",          "weight_hh",     "bias_hh"};
   for (const int wanted : {0b111111111, 0b000000010, 0b001000001}) {
+    // Two gradients of tables and more: in launches of five slots, all of them in one otherwise.
+    const int64_t chunk = wanted == 0b111111111 ? 5 : node_warp_chunk;
     std::vector<Sum> results[9];
     Sum* to[9];
     for (int i = 0; i < 9; ++i) {
@@ -172,7 +174,7 @@ void check_shape(const Shape& shape) {
     Guarded<Sum> workspace(ncache_read_backward_workspace(problem, wanted & 1));
     ncache_read_backward_cuda(problem, in.nodes.data(), shape.rows, dz.data(),
                               {to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7], to[8]}, workspace.data(),
-                              nullptr);
+                              nullptr, chunk);
     for (int i = 0; i < 9; ++i) {
       // In units of the largest: sums of many slots cancel, and tau makes frequency's large.
       double largest = 1;

@@ -26,7 +26,8 @@ void expect_same(Guarded<T>& given, Guarded<T>& expected, const char* what) {
 }
 
 template <class T>
-void check_add(int64_t rows, int64_t width, int64_t size, bool weighted, bool on_harness) {
+void check_add(int64_t rows, int64_t width, int64_t size, bool weighted, bool on_harness,
+               int64_t stretch = ordered_scatter_stretch) {
   std::mt19937 random(static_cast<unsigned>(rows + width + size));
   std::vector<int64_t> named(static_cast<size_t>(size));
   for (int64_t& row : named) row = static_cast<int64_t>(random() % (rows + 2)) - 1;  // -1 and rows name nothing
@@ -38,22 +39,22 @@ void check_add(int64_t rows, int64_t width, int64_t size, bool weighted, bool on
     return OrderedScatterAdd<T>{table, index.data(), values.data(), weighted ? weights.data() : nullptr,
                                 rows,  width,        size};
   };
-  ordered_scatter_add_reference(problem(expected.data()));
+  ordered_scatter_add_reference(problem(expected.data()), stretch);
   static int num_threads;
   for (num_threads = 1; num_threads <= 3; num_threads += 2) {
     parallel_backend().num_threads = [] { return num_threads; };
     Guarded<T> table(before);
-    ordered_scatter_add_cpu(problem(table.data()));
+    ordered_scatter_add_cpu(problem(table.data()), stretch);
     expect_same(table, expected, "CPU sums");
   }
   if (!on_harness) return;
   Guarded<T> table(before);
-  ordered_scatter_add_cuda(problem(table.data()), nullptr);
+  ordered_scatter_add_cuda(problem(table.data()), nullptr, stretch);
   expect_same(table, expected, "sums");
 }
 
 template <class T>
-void check_set(int64_t rows, int64_t width, int64_t size) {
+void check_set(int64_t rows, int64_t width, int64_t size, int64_t stretch = ordered_scatter_stretch) {
   std::mt19937 random(static_cast<unsigned>(width));
   std::vector<int64_t> named(static_cast<size_t>(size));
   for (int64_t& row : named) row = static_cast<int64_t>(random() % (rows + 2)) - 1;
@@ -66,9 +67,23 @@ void check_set(int64_t rows, int64_t width, int64_t size) {
   };
   ordered_scatter_reference(problem(expected.data()));
   ordered_scatter_cpu(problem(on_cpu.data()));
-  ordered_scatter_cuda(problem(table.data()), nullptr);
+  ordered_scatter_cuda(problem(table.data()), nullptr, stretch);
   expect_same(on_cpu, expected, "CPU rows");
   expect_same(table, expected, "rows");
+}
+
+/// (1 + 2^-12)^2 - 1: a fused multiply-add would keep the 2^-24 that the rounded product loses.
+void check_products_are_rounded() {
+  Guarded<int64_t> index(std::vector<int64_t>{1, 0, 1, 1});
+  const float near_one = 1.0f + 0x1p-12f;
+  Guarded<float> values(std::vector<float>{-1, near_one, near_one, 0}),
+      weights(std::vector<float>{1, near_one, near_one, 1});
+  for (const bool on_gpu : {false, true}) {
+    Guarded<float> table(std::vector<float>{-1, 0});
+    const OrderedScatterAdd<float> problem{table.data(), index.data(), values.data(), weights.data(), 2, 1, 4};
+    on_gpu ? ordered_scatter_add_cuda(problem, nullptr) : ordered_scatter_add_cpu(problem);
+    expect(table.values() == std::vector<float>{0x1p-11f, 0x1p-11f}, "products are rounded before they are added");
+  }
 }
 
 void check_latest(int64_t num_nodes, int64_t size, bool with_ids) {
@@ -95,6 +110,7 @@ void check_dtype() {
     check_add<T>(5, 70, 40, weighted, true);
     check_add<T>(40, 3, 70, weighted, true);
     check_add<T>(3, 300, 9, weighted, true);
+    check_add<T>(4, 5, 40, weighted, true, 7);  // several launches
   }
 }
 
@@ -121,6 +137,8 @@ int main() {
     check_set<float>(6, 33, 50);
     check_set<bfloat16>(6, 5, 20);
     check_set<int64_t>(6, 4, 20);
+    check_set<float>(6, 34, 50, 8);  // several launches
+    check_products_are_rounded();
     for (const bool with_ids : {false, true}) {
       check_latest(7, 100, with_ids);
       check_latest(60, 37, with_ids);

@@ -124,14 +124,23 @@ template <class T>
 void check_dtype() {
   std::mt19937 random(5);
   const int64_t shapes[][5] = {// rows, slots, features, pairs, channels
-                               {4, 9, 4, 5, 40}, {3, 70, 3, 4, 7}, {2, 1, 1, 3, 1}, {3, 5, 0, 2, 4},
-                               {2, 0, 4, 2, 3},  {0, 4, 4, 2, 3},  {2, 3, 4, 0, 5}, {2, 3, 4, 2, 0}};
+                               {4, 9, 4, 5, 40}, {3, 70, 3, 4, 7}, {3, 64, 4, 2, 5}, {2, 1, 1, 3, 1}, {3, 5, 0, 2, 4},
+                               {2, 0, 4, 2, 3},  {0, 4, 4, 2, 3},  {2, 3, 4, 0, 5},  {2, 3, 4, 2, 0}};
   for (const auto& [rows, slots, features, pairs, channels] : shapes) {
     Case<T> in(rows, slots, features, pairs, channels, random);
     check_join(in);
     check_encode(in, PairActivation::none, random);
     check_encode(in, PairActivation::relu, random);
   }
+}
+
+/// A power of two of slots has the table that it asks for, and as many slots as there may be still join.
+void check_shared_memory() {
+  expect(detail::pair_table_places(64) == 256 && detail::pair_table_places(65) == 512, "places of the table");
+  std::mt19937 random(7);
+  Case<float> in(2, max_pair_slots, 1, 1, 1, random);
+  for (int64_t i = 0; i < in.keys.size(); ++i) in.keys.data()[i] = i << 33;  // all distinct: the table at its fullest
+  check_join(in);
 }
 
 /// More pairs than the backward has blocks.
@@ -152,5 +161,6 @@ int main() {
   check_dtype<double>();
   check_dtype<half>();
   check_many_pairs();
+  check_shared_memory();
   std::puts("pair_join: ok");
 }

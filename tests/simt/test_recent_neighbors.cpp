@@ -93,19 +93,22 @@ void check_stream(int64_t k, bool causal, bool late, EdgeDirection direction) {
     Results found(words), wanted(words), found_cpu(words);
     recent_batch_reference(definition.rows, events(definition), batch.queries.data(), kPerEvent, causal,
                            wanted.pointers());
-    recent_batch_cuda(gpu.rows, events(gpu), batch.queries.data(), kPerEvent, causal, found.pointers(), nullptr);
+    Guarded<int64_t> numbers(numbered ? size : 0);
+    recent_batch_cuda(gpu.rows, events(gpu), batch.queries.data(), kPerEvent, causal, found.pointers(), numbers.data(),
+                      nullptr);
     recent_batch_cpu(cpu.rows, events(cpu), batch.queries.data(), kPerEvent, causal, found_cpu.pointers());
     expect(found == wanted && found_cpu == wanted, "lists");
     expect(gpu.all() == definition.all() && cpu.all() == definition.all(), "state");
 
+    const RecentEvents in_parts = detail::recent_advance_cuda(parts.rows, events(parts), numbers.data(), nullptr);
     if (causal) {
       Results found_in_parts(words);
-      detail::recent_walk_cuda(detail::RecentWalk<true>{parts.rows, events(parts), batch.queries.data(), kPerEvent,
-                                                        found_in_parts.pointers(), 0},
-                               12, nullptr);
+      detail::recent_walk_cuda(
+          detail::RecentWalk<true>{parts.rows, in_parts, batch.queries.data(), kPerEvent, found_in_parts.pointers(), 0},
+          12, nullptr);
       expect(found_in_parts == wanted, "lists of several launches");
     } else {
-      detail::recent_walk_cuda(detail::RecentWalk<false>{parts.rows, events(parts), nullptr, 0, {}, 0}, 12, nullptr);
+      detail::recent_walk_cuda(detail::RecentWalk<false>{parts.rows, in_parts, nullptr, 0, {}, 0}, 12, nullptr);
     }
     expect(parts.all() == definition.all(), "state after several launches");
   }
@@ -126,23 +129,43 @@ void check_stream(int64_t k, bool causal, bool late, EdgeDirection direction) {
   }
 }
 
-/// Events with a node out of range change nothing but the number of events; queries of such nodes find nothing.
-void check_nodes_out_of_range() {
-  const Words src{1, -1, 2, 3, INT64_MIN, 1}, dst{2, 2, kNodes, 3, 4, INT64_MAX}, time{1, 2, 3, 4, 5, 6};
-  const Words event_id{0, 1, 2, 3, 4, 5}, queries{1, -1, kNodes, 2, 3, 3};
-  State gpu(2, 4), wanted(2, 4);
-  Guarded<int64_t> s(src), d(dst), t(time), q(queries);
-  Results found(12);
+/// Events with a node out of range are as if they were not there: the others get the numbers, the newest time is
+/// theirs. Queries of such nodes find nothing. More events than a block has threads, some of them skipped.
+void check_nodes_out_of_range(int64_t size, bool causal) {
+  std::mt19937 random(static_cast<unsigned>(size));
+  Words src(size), dst(size), time(size), queries(size);
+  const auto node = [&] {
+    const Words nodes{-1, kNodes, INT64_MIN, INT64_MAX};
+    return random() % 6 == 0 ? nodes[random() % 4] : static_cast<int64_t>(random() % kNodes);
+  };
+  for (int64_t i = 0; i < size; ++i) {
+    src[i] = node(), dst[i] = node(), queries[i] = node(), time[i] = i / 3;
+    if (i == size - 1) dst[i] = kNodes, time[i] = 1000;  // the newest is not taken
+  }
+  State gpu(2, causal ? 4 : 2), wanted(2, causal ? 4 : 2);
+  for (State* state : {&gpu, &wanted}) state->num_events.data()[0] = 5, state->latest.data()[0] = -7;
+  Guarded<int64_t> s(src), d(dst), t(time), q(queries), numbers(size);
+  Results found(2 * size), lists(2 * size);
   recent_batch_cuda(
       gpu.rows,
-      {s.data(), d.data(), t.data(), nullptr, 6, gpu.latest.data(), gpu.num_events.data(), EdgeDirection::both},
-      q.data(), 1, true, found.pointers(), nullptr);
-  recent_insert_reference(wanted.rows, 1, {2, 1, 0});
-  recent_insert_reference(wanted.rows, 2, {1, 1, 0});
-  recent_insert_reference(wanted.rows, 3, {3, 4, 3});
-  expect(gpu.words.values() == wanted.words.values(), "events of nodes out of range");
-  expect(gpu.latest.values()[0] == 6 && gpu.num_events.values()[0] == 6, "counters");
-  expect(found.neighbors.values() == Words{-1, -1, -1, -1, -1, -1, -1, 1, -1, 3, -1, 3}, "lists of nodes out of range");
+      {s.data(), d.data(), t.data(), nullptr, size, gpu.latest.data(), gpu.num_events.data(), EdgeDirection::both},
+      q.data(), 1, causal, found.pointers(), numbers.data(), nullptr);
+  const State before(2, causal ? 4 : 2);
+  for (int64_t i = 0; i < size; ++i) {
+    if (gpu.rows.has(queries[i])) {
+      recent_lookup_reference(causal ? wanted.rows : before.rows, queries[i], causal ? &time[i] : nullptr, i,
+                              lists.pointers());
+    } else {
+      for (int64_t j = 0; j < 2; ++j) lists.pointers().set(2 * i + j, {-1, -1, -1});
+    }
+    if (!gpu.rows.has(src[i]) || !gpu.rows.has(dst[i])) continue;
+    recent_batch_reference(
+        wanted.rows,
+        {&src[i], &dst[i], &time[i], nullptr, 1, wanted.latest.data(), wanted.num_events.data(), EdgeDirection::both},
+        nullptr, 0, false, {});
+  }
+  expect(gpu.all() == wanted.all(), "events of nodes out of range");
+  expect(found == lists, "lists of nodes out of range");
 }
 
 }  // namespace
@@ -156,7 +179,8 @@ int main() {
     check_stream(5, true, false, EdgeDirection::in);
     check_stream(40, false, true, EdgeDirection::both);  // rows longer than a warp
     check_stream(20, true, true, EdgeDirection::both);
-    check_nodes_out_of_range();
+    check_nodes_out_of_range(7, true);
   });
+  for (const bool causal : {false, true}) check_nodes_out_of_range(600, causal);
   std::puts("recent_neighbors: ok");
 }

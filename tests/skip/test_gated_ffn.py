@@ -10,7 +10,7 @@ import torch
 from gated_cases import BY_TORCH, ELSE_BRANCHES, call, leaves, make, mapped, masked_dense
 from torch.autograd import gradcheck
 
-from anabranch.skip import gated_ffn
+from anabranch.skip import gated_ffn, pack_ffn
 
 WIDTHS = (0, 2, 5, 9)
 KINDS = (None, "rms", "layer", "bare")
@@ -195,3 +195,37 @@ def test_cosine_of_rows_that_are_zero(dtype: torch.dtype) -> None:
     _, cosine = gated_ffn(**arguments, return_cosine=True)
     assert cosine.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert cosine[0] == 0 and cosine[2] == 1 and (cosine[[1, 3]].abs() > 0).all() and (cosine.abs() < 1.001).all()
+
+
+@pytest.mark.parametrize("otherwise", ELSE_BRANCHES)
+@pytest.mark.parametrize("stream", [torch.float64, torch.float32])
+def test_without_residual(otherwise: str, stream: torch.dtype) -> None:
+    """What is added to x, for a block inside of a stream of its own: gradients, a stream of another dtype, packed."""
+    arguments = make(9, bias=True, norm="rms", otherwise=otherwise)
+    arguments["x"] = arguments["x"].detach().to(stream).requires_grad_()
+    arguments["keep"][:2] = torch.tensor([True, False])
+    adds_x = arguments["keep"][:, None] | (not otherwise.startswith("anchor"))
+    for widths in (None, (0, 9)):
+        chosen = arguments if widths is None else arguments | {"keep": arguments["keep"].long()}
+        wide = chosen["x"].double()
+        wanted = masked_dense(**chosen | {"x": wide}, widths=widths)[0] - adds_x * wide
+        y = call(chosen, widths, residual=False)
+        assert y.dtype == stream
+        tolerance = {"rtol": 1e-9, "atol": 1e-9} if stream == torch.float64 else {"rtol": 1e-5, "atol": 2e-6}
+        torch.testing.assert_close(y, wanted.to(stream), **tolerance)
+        inputs, upstream = leaves(arguments), torch.randn_like(y)
+        ours = torch.autograd.grad(y, list(inputs.values()), upstream)
+        theirs = torch.autograd.grad(wanted, list(inputs.values()), upstream.to(wanted.dtype), materialize_grads=True)
+        for name, a, b in zip(inputs, ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, **tolerance, msg=lambda m, name=name: f"{name}: {m}")
+    with torch.no_grad():
+        for share in (0, 1):
+            given = mapped(arguments, torch.Tensor.detach) | {"keep": arguments["keep"] & bool(share)}
+            y = gated_ffn(**given, residual=False)
+            assert share or otherwise != "identity" or not y.any()
+            if y.device.type == "cpu":
+                names = ("gate_up_proj", "down_proj", "gate_up_bias", "down_bias", "gated")
+                packed = pack_ffn(**{name: given.pop(name) for name in names})
+                torch.testing.assert_close(packed(**given, residual=False), y, rtol=1e-5, atol=2e-6)
+    with pytest.raises(ValueError, match="gated_ffn: return_cosine is True, must be False without residual; add x"):
+        gated_ffn(**arguments, residual=False, return_cosine=True)

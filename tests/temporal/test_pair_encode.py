@@ -75,6 +75,18 @@ def test_error_at_most_twice_torchs(cpu_isa: str, dtype: torch.dtype, activation
         assert (mine.double() - wanted).abs().max().item() <= 2 * torch_error + slack
 
 
+@pytest.mark.parametrize("slots", [64, 65, 1024])
+def test_many_slots(slots: int) -> None:
+    """Tables of every size; what a GPU cannot keep on chip it refuses."""
+    codes = (1, *[2] * (slots - 1))
+    inputs = case(2, codes, 4, 2, 3, torch.float64)
+    for given, wanted in zip(run(ours, inputs, "relu"), run(by_torch, inputs, "relu"), strict=True):
+        torch.testing.assert_close(given, wanted)
+    if torch.get_default_device().type == "cuda" and slots == 1024:
+        with pytest.raises(ValueError, match=r"z has shape .* bytes of shared memory, must be at most"):
+            run(ours, case(2, codes, 40, 2, 3, torch.float32), "relu")
+
+
 @pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", ["none", "relu"])

@@ -48,6 +48,12 @@ struct Schedule {
   uint64_t seed = 0;
 };
 
+/// How many launches this thread has made.
+inline int64_t& num_launches() {
+  thread_local int64_t count = 0;
+  return count;
+}
+
 /// The schedule of the launches that this thread makes.
 inline Schedule& current_schedule() {
   static thread_local Schedule schedule;

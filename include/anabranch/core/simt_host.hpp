@@ -268,6 +268,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
     std::apply([](auto entry, const auto&... values) { entry(values...); }, *static_cast<decltype(bound)*>(context));
   };
 
+  ++simt::num_launches();
   const simt::Schedule schedule = simt::current_schedule();
   std::mt19937_64 random(schedule.seed);
   std::vector<uint64_t> order(size_t{grid.x} * grid.y * grid.z);

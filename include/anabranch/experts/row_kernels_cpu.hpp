@@ -2,35 +2,16 @@
 // flags.
 //
 // Everything is a template on the instruction set, or always inlined, so that no copy compiled with AVX-512 can be the
-// one the linker keeps for an older machine. float uses an exp of its own (below), because a call to libm would stop
-// the vectoriser; double and the erf of the exact gelu call libm.
+// one the linker keeps for an older machine. float has an exp of ours (core/vector_exp.hpp); double and the erf of the
+// exact gelu call libm.
 #pragma once
 
 #include <cstdint>
 
+#include "anabranch/core/vector_exp.hpp"
 #include "anabranch/experts/row_kernels.hpp"
 
 namespace anabranch::detail {
-
-/// e^x for float within 2 units in the last place on [-87, 88]; clamped outside, NaN stays NaN. Cody-Waite reduction to
-/// |r| <= ln(2) / 2 and the Taylor polynomial of degree 7, whose remainder there is below 2^-27.
-[[gnu::always_inline]] inline float vector_exp(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float n = (x * 1.44269504088896341f + shifter) - shifter;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float polynomial = 1.0f / 5040.0f;
-  polynomial = polynomial * r + 1.0f / 720.0f;
-  polynomial = polynomial * r + 1.0f / 120.0f;
-  polynomial = polynomial * r + 1.0f / 24.0f;
-  polynomial = polynomial * r + 1.0f / 6.0f;
-  polynomial = polynomial * r + 0.5f;
-  polynomial = polynomial * r + 1.0f;
-  polynomial = polynomial * r + 1.0f;
-  const int32_t exponent = static_cast<int32_t>(n) + 127;
-  return polynomial * bits_to<float>(exponent << 23);
-}
 
 template <Activation activation, class Sum>
 [[gnu::always_inline]] inline ActivationValue<Sum> activate_lane(Sum x) {

@@ -11,8 +11,8 @@
 // FLOPs: about 6 n^3 exact, 2 n^3 per iteration truncated.
 #pragma once
 
+#include "anabranch/core/number.hpp"
 #include "anabranch/mixers/mixer.hpp"
-#include "anabranch/mixers/number.hpp"
 #include "anabranch/mixers/sinkhorn.hpp"
 
 namespace anabranch::detail {

@@ -14,8 +14,8 @@
 // many again for every doubling of the logits beyond a span of 32.
 #pragma once
 
+#include "anabranch/core/number.hpp"
 #include "anabranch/mixers/mixer.hpp"
-#include "anabranch/mixers/number.hpp"
 
 namespace anabranch::detail {
 

@@ -8,7 +8,7 @@
 // FLOPs: about 20 n C forward and 25 n C backward, most of them the exponential's. Floor: bytes / bandwidth.
 #pragma once
 
-#include "anabranch/mixers/number.hpp"
+#include "anabranch/core/number.hpp"
 
 namespace anabranch {
 

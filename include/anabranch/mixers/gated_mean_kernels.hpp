@@ -6,7 +6,7 @@
 // vectoriser.
 #pragma once
 
-#include "anabranch/experts/row_kernels_cpu.hpp"
+#include "anabranch/core/vector_exp.hpp"
 #include "anabranch/mixers/gated_mean_cpu.hpp"
 
 namespace anabranch::detail {

@@ -7,8 +7,8 @@
 // FLOPs: about 6 n rank^2, and 2 n^2 rank for H.
 #pragma once
 
+#include "anabranch/core/number.hpp"
 #include "anabranch/mixers/mixer.hpp"
-#include "anabranch/mixers/number.hpp"
 
 namespace anabranch::detail {
 

@@ -2,7 +2,7 @@
 // project.hpp and coefficients.hpp in Lanes, and written back.
 #pragma once
 
-#include "anabranch/mixers/lanes_cpu.hpp"
+#include "anabranch/core/lanes_cpu.hpp"
 #include "anabranch/mixers/matrix_kernels.hpp"
 
 namespace anabranch::detail {

@@ -5,8 +5,8 @@
 // FLOPs: n per permutation and one exponential; the logits are read three times.
 #pragma once
 
+#include "anabranch/core/number.hpp"
 #include "anabranch/mixers/mixer.hpp"
-#include "anabranch/mixers/number.hpp"
 
 namespace anabranch::detail {
 

@@ -2,7 +2,7 @@
 // tokens of a group pass by.
 #pragma once
 
-#include "anabranch/mixers/row_lanes_cpu.hpp"
+#include "anabranch/core/row_lanes_cpu.hpp"
 #include "anabranch/mixers/stream_kernels.hpp"
 
 namespace anabranch::detail {

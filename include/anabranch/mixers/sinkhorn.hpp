@@ -12,8 +12,8 @@
 // the CPU and in global memory on the GPU.
 #pragma once
 
+#include "anabranch/core/number.hpp"
 #include "anabranch/mixers/mixer.hpp"
-#include "anabranch/mixers/number.hpp"
 
 namespace anabranch::detail {
 

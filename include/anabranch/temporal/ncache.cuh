@@ -121,13 +121,14 @@ __global__ void __launch_bounds__(32 * kNCacheWarps, 1)
 }  // namespace detail
 
 /// ncache_update_reference, bit for bit, but that events which name no node of the cache, or have a negative id, are
-/// passed over. Adds to stats [3, 3]: per hop what is offered, collides and replaces.
+/// passed over. Adds to stats [3, 3]: per hop what is offered, collides and replaces. A launch
+/// takes `chunk` positions, two an event.
 template <class Bits>
 void ncache_update_cuda(const NCacheTable<Bits>& table, const NCachePolicy& policy, const NCacheBatch<Bits>& batch,
-                        unsigned long long* stats, cudaStream_t stream) {
+                        unsigned long long* stats, cudaStream_t stream, int64_t chunk = node_warp_chunk) {
   const int64_t positions = 2 * batch.num_events;
-  for (int64_t begin = 0; begin < positions; begin += node_warp_chunk) {
-    const int64_t end = std::min(begin + node_warp_chunk, positions);
+  for (int64_t begin = 0; begin < positions; begin += chunk) {
+    const int64_t end = std::min(begin + chunk, positions);
     const unsigned blocks = grid_of((end - begin + detail::kNCacheWarps - 1) / detail::kNCacheWarps);
     launch(detail::ncache_update_kernel<Bits>, dim3(blocks), dim3(32 * detail::kNCacheWarps), 0, stream, table, policy,
            batch, begin, end, stats);

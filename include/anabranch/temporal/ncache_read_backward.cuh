@@ -1,15 +1,13 @@
 // The backward of the N-cache's read on the GPU. The gates are computed again as in the forward (ncache_read.cuh) and
 // their gradients go to memory, 4F numbers a slot. Of those, each block sums up the parameters' gradients of its tiles,
 // and a second launch adds up the blocks, in order: at most 256 of them, by the number of slots alone. Gradients of
-// tables are added by a warp for each row that is named, which walks the slots in order (node_warp.cuh), one launch for
-// each 16384 slots. No float atomics anywhere.
+// tables are added in the order of the slots (ncache_add_rows.cuh). No float atomics anywhere.
 //
 // Bytes beside the forward's: the features once more (L1 or L2), 4F sums a slot written and read, and 256 partial sums
 // of the parameters. FLOPs: twice the forward's for the parameters.
 #pragma once
 
-#include "anabranch/temporal/ncache_read.cuh"
-#include "anabranch/temporal/node_warp.cuh"
+#include "anabranch/temporal/ncache_add_rows.cuh"
 
 namespace anabranch {
 
@@ -178,60 +176,6 @@ __global__ void __launch_bounds__(kNCacheThreads, 1)
   put(to.phase, layout.phase);
 }
 
-/// The gradient of a feature row by slot i: its gates' gradients times `width` columns of the weight from `offset` on.
-template <class T>
-struct NCacheFeatureRows {
-  NCacheRead<T> problem;
-  const accumulate_t<T>* dgates;
-  const int64_t* ids;
-  int64_t num_ids, width, offset;
-
-  __device__ int64_t row(int64_t i) const { return problem.occupied(i) && ids[i] < num_ids ? ids[i] : -1; }
-  __device__ accumulate_t<T> operator()(int64_t i, int64_t k) const {
-    accumulate_t<T> sum = 0;
-    for (int64_t gate = 0; gate < problem.gates(); ++gate) {
-      sum += dgates[i * 4 * problem.state_size + gate] * problem.weight[gate * problem.width() + offset + k];
-    }
-    return sum;
-  }
-};
-
-/// The gradient of a node's states by the row that was read of it.
-template <class Sum>
-struct NCacheStateRows {
-  const Sum* dstates;
-  const int64_t* nodes;
-  int64_t num_nodes, width;
-
-  __device__ int64_t row(int64_t i) const { return nodes[i] >= 0 && nodes[i] < num_nodes ? nodes[i] : -1; }
-  __device__ Sum operator()(int64_t i, int64_t k) const { return dstates[i * width + k]; }
-};
-
-/// table[rows.row(i)] += rows(i, ...) for i in [begin, end), in order.
-template <class Rows, class Sum>
-__global__ void __launch_bounds__(kNCacheThreads, 1)
-    ncache_add_rows_kernel(Rows rows, int64_t begin, int64_t end, Sum* table) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int64_t position = begin + (static_cast<int64_t>(blockIdx.x) * kNCacheThreads + threadIdx.x) / 32;
-  if (position >= end) return;
-  const auto row_at = [&](int64_t i) { return rows.row(i); };
-  const int64_t row = rows.row(position);
-  if (row < 0 || !is_first_of_node(row_at, begin, position, row)) return;
-  for_each_of_node(row_at, position, end, row, [&](int64_t i) {
-    for (int64_t k = lane; k < rows.width; k += 32) table[row * rows.width + k] += rows(i, k);
-  });
-}
-
-template <class Rows, class Sum>
-void ncache_add_rows(const Rows& rows, int64_t count, Sum* table, cudaStream_t stream) {
-  if (!table || rows.width == 0) return;
-  for (int64_t begin = 0; begin < count; begin += node_warp_chunk) {
-    const int64_t end = std::min(begin + node_warp_chunk, count);
-    launch(ncache_add_rows_kernel<Rows, Sum>, dim3(grid_of(((end - begin) * 32 + kNCacheThreads - 1) / kNCacheThreads)),
-           dim3(kNCacheThreads), 0, stream, rows, begin, end, table);
-  }
-}
-
 }  // namespace detail
 
 /// Numbers of accumulate_t<T> that the backward needs to work in.
@@ -243,11 +187,12 @@ int64_t ncache_read_backward_workspace(const NCacheRead<T>& problem, bool states
 }
 
 /// ncache_read_backward_reference, up to rounding, but that `to.states` is the gradient of the cache [num_nodes, S, F]
-/// and is added to by the rows of `nodes`. Tables must hold zeros, or what is to be added to.
+/// and is added to by the rows of `nodes`. Tables must hold zeros, or what is to be added to;
+/// `chunk` slots are added to them by a launch.
 template <class T>
 void ncache_read_backward_cuda(const NCacheRead<T>& problem, const int64_t* nodes, int64_t num_rows, const T* dz,
                                const NCacheReadGradients<accumulate_t<T>>& to, accumulate_t<T>* workspace,
-                               cudaStream_t stream) {
+                               cudaStream_t stream, int64_t chunk = node_warp_chunk) {
   using Sum = accumulate_t<T>;
   const int64_t tiles = detail::ncache_tiles(problem), blocks = std::min(tiles, detail::kNCachePartials);
   const auto layout = detail::NCachePartialLayout::of(problem);
@@ -268,14 +213,14 @@ void ncache_read_backward_cuda(const NCacheRead<T>& problem, const int64_t* node
   if (to.states && num_rows > 0) {
     detail::ncache_add_rows(
         detail::NCacheStateRows<Sum>{dstates, nodes, problem.num_nodes, problem.count / num_rows * problem.state_size},
-        num_rows, to.states, stream);
+        num_rows, to.states, stream, chunk);
   }
   detail::ncache_add_rows(
       detail::NCacheFeatureRows<T>{problem, dgates, problem.keys, problem.num_nodes, problem.node_width, 0},
-      problem.count, to.node_features, stream);
+      problem.count, to.node_features, stream, chunk);
   detail::ncache_add_rows(detail::NCacheFeatureRows<T>{problem, dgates, problem.event_ids, problem.num_events,
                                                        problem.edge_width, problem.node_width},
-                          problem.count, to.edge_features, stream);
+                          problem.count, to.edge_features, stream, chunk);
 }
 
 }  // namespace anabranch

@@ -8,7 +8,7 @@
 // one the linker keeps for an older machine.
 #pragma once
 
-#include "anabranch/mixers/lanes_cpu.hpp"
+#include "anabranch/core/lanes_cpu.hpp"
 #include "anabranch/temporal/ncache_read_cpu.hpp"
 
 namespace anabranch::detail {

@@ -88,29 +88,29 @@ __global__ void __launch_bounds__(32 * kScatterWarps, 1) latest_of_node_kernel(N
 
 inline dim3 scatter_grid(int64_t positions) { return dim3(grid_of((positions + kScatterWarps - 1) / kScatterWarps)); }
 
-/// f(begin, end) for every stretch of [0, size).
+/// f(begin, end) for every stretch of [0, size): a launch, behind the one before on the stream.
 template <class F>
-void for_each_stretch(int64_t size, F&& f) {
-  for (int64_t begin = 0; begin < size; begin += ordered_scatter_stretch) {
-    f(begin, std::min(size, begin + ordered_scatter_stretch));
-  }
+void for_each_stretch(int64_t size, int64_t stretch, F&& f) {
+  for (int64_t begin = 0; begin < size; begin += stretch) f(begin, std::min(size, begin + stretch));
 }
 
 }  // namespace detail
 
 /// ordered_scatter_add_reference, bit for bit.
 template <class T>
-void ordered_scatter_add_cuda(const OrderedScatterAdd<T>& problem, cudaStream_t stream) {
+void ordered_scatter_add_cuda(const OrderedScatterAdd<T>& problem, cudaStream_t stream,
+                              int64_t stretch = ordered_scatter_stretch) {
   if (problem.width == 0) return;
   const auto kernel =
       problem.width <= 64 ? detail::ordered_scatter_add_kernel<T, 2> : detail::ordered_scatter_add_kernel<T, 8>;
-  detail::for_each_stretch(problem.size, [&](int64_t begin, int64_t end) {
+  detail::for_each_stretch(problem.size, stretch, [&](int64_t begin, int64_t end) {
     launch(kernel, detail::scatter_grid(end - begin), dim3(32 * detail::kScatterWarps), 0, stream, problem, begin, end);
   });
 }
 
 /// ordered_scatter_reference.
-inline void ordered_scatter_cuda(const OrderedScatter& problem, cudaStream_t stream) {
+inline void ordered_scatter_cuda(const OrderedScatter& problem, cudaStream_t stream,
+                                 int64_t stretch = ordered_scatter_stretch) {
   if (problem.row_bytes == 0) return;
   const auto fits = [&](uintptr_t bytes) {
     return (reinterpret_cast<uintptr_t>(problem.table) | reinterpret_cast<uintptr_t>(problem.values) |
@@ -121,7 +121,7 @@ inline void ordered_scatter_cuda(const OrderedScatter& problem, cudaStream_t str
   const auto kernel = fits(8)   ? detail::ordered_scatter_kernel<uint64_t>
                       : fits(4) ? detail::ordered_scatter_kernel<uint32_t>
                                 : detail::ordered_scatter_kernel<uint8_t>;
-  detail::for_each_stretch(problem.size, [&](int64_t begin, int64_t end) {
+  detail::for_each_stretch(problem.size, stretch, [&](int64_t begin, int64_t end) {
     launch(kernel, detail::scatter_grid(end - begin), dim3(32 * detail::kScatterWarps), 0, stream, problem, begin, end);
   });
 }

@@ -71,7 +71,9 @@ struct NodeEvents {
 
 namespace detail {
 
-/// a * b, rounded: the sum that it goes into must not absorb it, or CPU and GPU would differ.
+/// a * b, rounded: the sum that it goes into must not absorb it, or CPU and GPU would differ. On a host whose
+/// instruction set has fused multiply-add that takes -ffp-contract=off, which CMakeLists.txt sets: GCC fuses across
+/// functions.
 template <class Sum>
 ANABRANCH_HOST_DEVICE inline Sum rounded_product(Sum a, Sum b) {
 #if defined(__CUDA_ARCH__)
@@ -84,12 +86,11 @@ ANABRANCH_HOST_DEVICE inline Sum rounded_product(Sum a, Sum b) {
 }  // namespace detail
 
 template <class T>
-void ordered_scatter_add_reference(const OrderedScatterAdd<T>& problem) {
+void ordered_scatter_add_reference(const OrderedScatterAdd<T>& problem, int64_t stretch = ordered_scatter_stretch) {
   using Sum = sum_t<T>;
   const int64_t width = problem.width;
-  for (int64_t begin = 0; begin < problem.size; begin += ordered_scatter_stretch) {
-    const int64_t left = problem.size - begin,
-                  end = begin + (left < ordered_scatter_stretch ? left : ordered_scatter_stretch);
+  for (int64_t begin = 0; begin < problem.size; begin += stretch) {
+    const int64_t left = problem.size - begin, end = begin + (left < stretch ? left : stretch);
     std::vector<bool> done(static_cast<size_t>(end - begin));
     for (int64_t first = begin; first < end; ++first) {
       const int64_t row = problem.row(first);

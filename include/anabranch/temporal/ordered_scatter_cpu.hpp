@@ -72,11 +72,11 @@ inline void add_integers(const OrderedScatterAdd<int64_t>& problem) {
 
 /// ordered_scatter_add_reference, bit for bit.
 template <class T>
-void ordered_scatter_add_cpu(const OrderedScatterAdd<T>& problem) {
+void ordered_scatter_add_cpu(const OrderedScatterAdd<T>& problem, int64_t stretch = ordered_scatter_stretch) {
   if (problem.width == 0) return;
   if constexpr (std::is_same_v<T, int64_t>) return detail::add_integers(problem);
-  for (int64_t begin = 0; begin < problem.size; begin += ordered_scatter_stretch) {
-    const int64_t size = std::min(ordered_scatter_stretch, problem.size - begin);
+  for (int64_t begin = 0; begin < problem.size; begin += stretch) {
+    const int64_t size = std::min(stretch, problem.size - begin);
     const NodeGroups groups(size, [&](int64_t p) { return problem.row(begin + p); });
     groups.parallel(problem.width, detail::scatter_grain,
                     [&](int64_t group) { detail::add_group(problem, groups, group, begin); });

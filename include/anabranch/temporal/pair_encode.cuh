@@ -9,95 +9,17 @@
 // order, and a thread adds to its own channels alone, keys grouped by code so that a row of the table is touched once a
 // code. Then a warp for each key sums over channels what the key's z gets. The second adds up the blocks' sums in
 // order; the third is pair_join's: a warp for each row walks the pairs. Blocks and orders depend on the data alone.
-// Shared memory: that of the join and 2 slots * (features * sizeof(sum) + 8) bytes.
 #pragma once
 
-#include "anabranch/temporal/pair_encode.hpp"
+#include "anabranch/temporal/pair_encode_on_chip.cuh"
 #include "anabranch/temporal/pair_join.cuh"
 
 namespace anabranch {
-
-inline constexpr int64_t max_encode_sums = 8192;  // 2 slots * features: a pair's sums of z, in shared memory
 
 /// Blocks of the backward, and so how many sets of sums it needs.
 inline int64_t pair_encode_parts(int64_t pairs) { return std::min<int64_t>(pairs, 128); }
 
 namespace detail {
-
-template <class T>
-size_t encode_shared_bytes(const SlotPairs<T>& sets) {
-  const int64_t width = 2 * sets.slots;
-  return pair_shared_bytes(sets.slots) + shared_bytes<accumulate_t<T>, int, int>(width * sets.features, width, width);
-}
-
-/// A joined pair with its keys' codes and sums. kFeatures 0: any number.
-template <class T, int kFeatures, PairActivation kActivation>
-class EncodedPair {
- public:
-  using Sum = accumulate_t<T>;
-
-  __device__ EncodedPair(SharedMemory& shared, const PairEncode<T>& problem, int places)
-      : problem_(problem),
-        features_(kFeatures ? kFeatures : static_cast<int>(problem.sets.features)),
-        join(shared, static_cast<int>(problem.sets.slots), places),
-        z_(shared.take<Sum>(2 * problem.sets.slots * features_)),
-        codes_(shared.take<int>(2 * problem.sets.slots)),
-        order_(shared.take<int>(2 * problem.sets.slots)) {}
-
-  __device__ void load(int64_t pair) {
-    join.join(problem_.sets, pair);
-    const int thread = static_cast<int>(threadIdx.x);
-    for (int k = thread; k < join.count(); k += kPairThreads) codes_[k] = join.code(problem_.sets, k);
-    for (int i = thread; i < join.count() * features_; i += kPairThreads) {
-      z_[i] = join.z(problem_.sets, pair, i / features_, i % features_);
-    }
-    __syncthreads();
-  }
-
-  /// Orders the keys by code, equal codes by position.
-  __device__ void group_by_code() {
-    for (int k = static_cast<int>(threadIdx.x); k < join.count(); k += kPairThreads) {
-      const int code = codes_[k];
-      int rank = 0;
-      for (int other = 0; other < join.count(); ++other) {
-        const int its_code = codes_[other];
-        rank += its_code < code || (its_code == code && other < k);
-      }
-      order_[rank] = k;
-    }
-    __syncthreads();
-  }
-
-  __device__ int code(int k) const { return codes_[k]; }
-  __device__ int grouped(int rank) const { return order_[rank]; }
-  __device__ Sum z(int k, int f) const { return z_[k * features_ + f]; }
-  __device__ int features() const { return features_; }
-  __device__ Sum weight(int64_t h, int f) const { return static_cast<Sum>(problem_.weight[h * features_ + f]); }
-  __device__ Sum table(int code, int64_t h) const {
-    return static_cast<Sum>(problem_.code_table[code * problem_.channels + h]);
-  }
-
-  /// The value before the activation.
-  __device__ Sum value(int k, int64_t h, Sum table_value) const {
-    Sum value = table_value;
-#pragma unroll(kFeatures ? kFeatures : 1)
-    for (int f = 0; f < features_; ++f) value += weight(h, f) * z(k, f);
-    return value;
-  }
-  static constexpr int kept = kFeatures ? kFeatures : 1;
-  static __device__ bool passes(Sum value) { return kActivation == PairActivation::none || !(value <= 0); }
-
- private:
-  const PairEncode<T>& problem_;
-  const int features_;
-
- public:
-  PairOnChip join;
-
- private:
-  SharedArray<Sum> z_;
-  SharedArray<int> codes_, order_;
-};
 
 template <class T, int kFeatures, PairActivation kActivation>
 __global__ void __launch_bounds__(kPairThreads, 1) pair_encode_kernel(PairEncode<T> problem, int places, T* out) {
@@ -227,14 +149,14 @@ void dispatch_encode(const PairEncode<T>& problem, F&& f) {
 
 }  // namespace detail
 
-/// pair_encode_reference, up to rounding. 2 slots * features is at most max_encode_sums.
+/// pair_encode_reference, up to rounding. encode_shared_bytes is what the device must have.
 template <class T>
 void pair_encode_cuda(const PairEncode<T>& problem, T* out, cudaStream_t stream) {
   if (problem.sets.pairs * problem.channels == 0) return;
   detail::dispatch_encode(problem, [&]<int kFeatures, PairActivation kActivation>() {
     launch(detail::pair_encode_kernel<T, kFeatures, kActivation>, grid_of(problem.sets.pairs), detail::kPairThreads,
-           detail::encode_shared_bytes(problem.sets), stream, problem, detail::pair_table_places(problem.sets.slots),
-           out);
+           detail::encode_shared_bytes<T>(problem.sets.slots, problem.sets.features), stream, problem,
+           detail::pair_table_places(problem.sets.slots), out);
   });
 }
 
@@ -255,8 +177,9 @@ void pair_encode_backward_cuda(const PairEncode<T>& problem, const T* dout, T* d
   if (parts > 0) {
     detail::dispatch_encode(problem, [&]<int kFeatures, PairActivation kActivation>() {
       launch(detail::pair_encode_backward_kernel<T, kFeatures, kActivation>, grid_of(parts), detail::kPairThreads,
-             detail::encode_shared_bytes(sets), stream, problem, detail::pair_table_places(sets.slots), dout,
-             dz != nullptr, scratch.positions, scratch.dz_keys, scratch.parts);
+             detail::encode_shared_bytes<T>(sets.slots, sets.features), stream, problem,
+             detail::pair_table_places(sets.slots), dout, dz != nullptr, scratch.positions, scratch.dz_keys,
+             scratch.parts);
     });
   }
   if (numbers > 0 && (dweight || dcode_table)) {

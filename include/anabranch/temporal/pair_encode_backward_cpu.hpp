@@ -97,13 +97,12 @@ void pair_encode_backward_cpu(const PairEncode<T>& problem, const T* dout, T* dz
         for (int64_t h = 0; h < problem.channels; ++h) {
           scratch.row.data()[h] = static_cast<Sum>(dout[p * problem.channels + h]);
         }
-        int16_t* const places = relu ? positions.data() + (p - first) * width : scratch.positions.data();
-        scratch.join.join(sets, p, places);
         if (relu) {
-          detail::sum_joined(sets, p, scratch.join, places, scratch.z.data());
+          scratch.join.join(sets, p, positions.data() + (p - first) * width, scratch.z.data());
           kernels.relu_backward(rows, scratch.join.count(), scratch.z.data(), scratch.join.codes(), scratch.row.data(),
                                 scratch.partial.data(), gradients.data() + (p - first) * width * sets.features, sums);
         } else {
+          scratch.join.join(sets, p, scratch.positions.data());
           kernels.linear_backward(rows, scratch.count(sets, p), scratch.row.data(),
                                   gradients.data() + (p - first) * sets.features, sums);
         }

@@ -108,9 +108,9 @@ struct EncodeScratch {
   using Sum = accumulate_t<T>;
 
   explicit EncodeScratch(const PairEncode<T>& problem, int64_t padded)
-      : join(problem.sets.slots),
+      : join(problem.sets),
         positions(2 * problem.sets.slots),
-        z(std::max<int64_t>(2 * problem.sets.slots, 1) * problem.sets.features),
+        z((2 * problem.sets.slots + 1) * problem.sets.features),
         factors(problem.sets.features + num_pair_codes),
         factor_rows(problem.sets.features + num_pair_codes),
         row(padded),
@@ -128,12 +128,12 @@ struct EncodeScratch {
         const T* row = sets.z + sets.row(pair, side) * sets.slots * features;
         if constexpr (!std::is_integral_v<decltype(features)>) {  // a constant: the sums stay in a register
           Sum sums[decltype(features)::value] = {};
-          join.for_used(side, [&](int64_t slot) {
+          join.for_used(sets, pair, side, [&](int64_t slot) {
             for (int64_t f = 0; f < features; ++f) sums[f] += static_cast<Sum>(row[slot * features + f]);
           });
           for (int64_t f = 0; f < features; ++f) values[f] += sums[f];
         } else {
-          join.for_used(side, [&](int64_t slot) {
+          join.for_used(sets, pair, side, [&](int64_t slot) {
             for (int64_t f = 0; f < features; ++f) values[f] += static_cast<Sum>(row[slot * features + f]);
           });
         }
@@ -177,11 +177,11 @@ void pair_encode_cpu(const PairEncode<T>& problem, T* out) {
   parallel_for(sets.pairs, detail::encode_grain(problem), [&](int64_t begin, int64_t end) {
     detail::EncodeScratch<T> scratch(problem, rows.padded);
     for (int64_t p = begin; p < end; ++p) {
-      scratch.join.join(sets, p, scratch.positions.data());
       if (problem.activation == PairActivation::relu) {
-        detail::sum_joined(sets, p, scratch.join, scratch.positions.data(), scratch.z.data());
+        scratch.join.join(sets, p, scratch.positions.data(), scratch.z.data());
         kernels.relu(rows, scratch.join.count(), scratch.z.data(), scratch.join.codes(), scratch.row.data());
       } else {
+        scratch.join.join(sets, p, scratch.positions.data());
         kernels.linear(rows, scratch.count(sets, p), scratch.row.data());
       }
       for (int64_t h = 0; h < problem.channels; ++h) out[p * problem.channels + h] = T(scratch.row.data()[h]);

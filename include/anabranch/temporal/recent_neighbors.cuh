@@ -8,7 +8,7 @@
 // and writes 240; finding a node's events costs n^2 / 64 loads of a warp for n positions of a launch, from L2. Floor:
 // bytes / bandwidth for large lookups, a launch (some microseconds) for batches of a few thousand events.
 //
-// Nodes out of range: an event with one is skipped, and a lookup of one finds nothing.
+// Nodes out of range: an event with one is as if it were not in the batch, and a lookup of one finds nothing.
 #pragma once
 
 #include "anabranch/core/vector.cuh"
@@ -19,7 +19,7 @@ namespace anabranch {
 
 namespace detail {
 
-inline constexpr unsigned kRecentThreads = 256;
+inline constexpr unsigned kRecentThreads = 256, kRecentWarps = kRecentThreads / 32;
 
 __device__ inline int64_t recent_thread() {
   return static_cast<int64_t>(blockIdx.x) * kRecentThreads + static_cast<int64_t>(threadIdx.x);
@@ -145,32 +145,57 @@ __global__ void __launch_bounds__(kRecentThreads, 1) recent_walk_kernel(RecentWa
   for_each_of_node(node_at, position, positions, node, [&](int64_t p) { walk.run(row, p); });
 }
 
-/// One block, after all else: the newest time and the number of events move on.
+/// One block, before all else: the newest time and the number of events move on, and events without ids get numbers.
+/// Skipped events do neither, so those behind them are numbered as if they were not there.
 template <unsigned threads>
-__global__ void __launch_bounds__(threads, 1) recent_advance_kernel(RecentEvents events) {
+__global__ void __launch_bounds__(threads, 1)
+    recent_advance_kernel(RecentRows rows, RecentEvents events, int64_t* numbers) {
   SharedMemory shared;
-  const auto newest_of_warp = shared.take<int64_t>(kRecentThreads / 32);
-  int64_t newest = INT64_MIN;
-  for (int64_t i = threadIdx.x; i < events.size; i += kRecentThreads) {
-    if (events.time[i] > newest) newest = events.time[i];
+  const auto newest_of_warp = shared.take<int64_t>(kRecentWarps);
+  const auto taken_by_warp = shared.take<int>(kRecentWarps);
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int64_t newest = events.latest[0], next_number = events.num_events[0];
+  for (int64_t base = 0; base < events.size; base += kRecentThreads) {
+    const int64_t i = base + threadIdx.x;
+    const bool taken = i < events.size && rows.has(events.src[i]) && rows.has(events.dst[i]);
+    const unsigned taken_lanes = __ballot_sync(kAllLanes, taken);
+    if (taken && events.time[i] > newest) newest = events.time[i];
+    if (lane == 0) taken_by_warp[warp] = __popc(taken_lanes);
+    __syncthreads();
+    int64_t number = next_number + __popc(taken_lanes & ((1u << lane) - 1));
+    for (unsigned other = 0; other < kRecentWarps; ++other) {
+      if (other < warp) number += taken_by_warp[other];
+      next_number += taken_by_warp[other];
+    }
+    if (taken && !events.event_id) numbers[i] = number;
+    __syncthreads();  // all have read the counts that the next round writes over
   }
   for (int distance = 16; distance > 0; distance /= 2) {
     const int64_t other = __shfl_xor_sync(kAllLanes, newest, distance);
     if (other > newest) newest = other;
   }
-  if (threadIdx.x % 32 == 0) newest_of_warp[threadIdx.x / 32] = newest;
+  if (lane == 0) newest_of_warp[warp] = newest;
   __syncthreads();
   if (threadIdx.x != 0) return;
-  newest = events.latest[0];
-  for (unsigned warp = 0; warp < kRecentThreads / 32; ++warp) {
-    const int64_t other = newest_of_warp[warp];
-    if (other > newest) newest = other;
+  for (unsigned other = 1; other < kRecentWarps; ++other) {
+    if (newest_of_warp[other] > newest) newest = newest_of_warp[other];
   }
   events.latest[0] = newest;
-  events.num_events[0] += events.size;
+  events.num_events[0] = next_number;
 }
 
 inline unsigned recent_blocks(int64_t threads) { return grid_of((threads + kRecentThreads - 1) / kRecentThreads); }
+
+/// Counts the events of a batch; the same events, all with ids. `numbers` [size] is for those of a batch without.
+inline RecentEvents recent_advance_cuda(const RecentRows& rows, RecentEvents events, int64_t* numbers,
+                                        cudaStream_t stream) {
+  if (events.size > 0) {
+    launch(recent_advance_kernel<kRecentThreads>, dim3(1), dim3(kRecentThreads),
+           shared_bytes<int64_t, int>(kRecentWarps, kRecentWarps), stream, rows, events, numbers);
+  }
+  if (!events.event_id) events.event_id = numbers;
+  return events;
+}
 
 /// In launches of `chunk` positions or one event.
 template <bool looks_up>
@@ -182,10 +207,6 @@ void recent_walk_cuda(RecentWalk<looks_up> walk, int64_t chunk, cudaStream_t str
     const int64_t positions = (left < per_launch ? left : per_launch) * per_event;
     launch(recent_walk_kernel<looks_up>, dim3(recent_blocks(32 * positions)), dim3(kRecentThreads), 0, stream, walk,
            positions);
-  }
-  if (walk.events.size > 0) {
-    launch(recent_advance_kernel<kRecentThreads>, dim3(1), dim3(kRecentThreads),
-           shared_bytes<int64_t>(kRecentThreads / 32), stream, walk.events);
   }
 }
 
@@ -204,20 +225,25 @@ inline void recent_lookup_cuda(const RecentRows& rows, const RecentQueries& quer
          dim3(detail::kRecentThreads), 0, stream, rows, queries, results);
 }
 
-inline void recent_insert_cuda(const RecentRows& rows, const RecentEvents& events, cudaStream_t stream) {
-  detail::recent_walk_cuda(detail::RecentWalk<false>{rows, events, nullptr, 0, {}, 0}, node_warp_chunk, stream);
+/// `numbers`: memory for the numbers of events that come without ids, one for each; null where they have them.
+inline void recent_insert_cuda(const RecentRows& rows, const RecentEvents& events, int64_t* numbers,
+                               cudaStream_t stream) {
+  const RecentEvents numbered = detail::recent_advance_cuda(rows, events, numbers, stream);
+  detail::recent_walk_cuda(detail::RecentWalk<false>{rows, numbered, nullptr, 0, {}, 0}, node_warp_chunk, stream);
 }
 
-/// recent_batch_reference.
+/// recent_batch_reference of the events that are not skipped.
 inline void recent_batch_cuda(const RecentRows& rows, const RecentEvents& events, const int64_t* queries,
-                              int64_t per_event, bool causal, const RecentResults& results, cudaStream_t stream) {
+                              int64_t per_event, bool causal, const RecentResults& results, int64_t* numbers,
+                              cudaStream_t stream) {
   if (causal && per_event > 0) {
-    detail::recent_walk_cuda(detail::RecentWalk<true>{rows, events, queries, static_cast<int>(per_event), results, 0},
+    const RecentEvents numbered = detail::recent_advance_cuda(rows, events, numbers, stream);
+    detail::recent_walk_cuda(detail::RecentWalk<true>{rows, numbered, queries, static_cast<int>(per_event), results, 0},
                              node_warp_chunk, stream);
     return;
   }
   recent_lookup_cuda(rows, {queries, nullptr, events.size * per_event}, results, stream);
-  recent_insert_cuda(rows, events, stream);
+  recent_insert_cuda(rows, events, numbers, stream);
 }
 
 }  // namespace anabranch

@@ -5,7 +5,7 @@
 // always inlined.
 #pragma once
 
-#include "anabranch/mixers/row_lanes_cpu.hpp"
+#include "anabranch/core/row_lanes_cpu.hpp"
 #include "anabranch/temporal/row_sums_cpu.hpp"
 
 namespace anabranch::detail {

@@ -1,4 +1,4 @@
-"""`python -m anabranch bench [room]`: our ops beside their peers and the machine's limit, as table, JSON and SVG.
+"""`python -m anabranch bench [room ...]`: our ops beside their peers and the machine's limit, as tables and files.
 
 All contenders of one row run in turn in one process, so that a machine whose speed drifts treats them alike; their
 medians are compared. The limit is the larger of FLOPs over measured peak and bytes over measured bandwidth. While
@@ -8,8 +8,7 @@ training is measured on a CPU, and in the mixers' room always, freed memory stay
 In the index's and the temporal room contenders time themselves, from warm caches (`bench_index_rows.py`) where nothing
 else is said, and the table is followed by the bars that the room is held to.
 
-A JSON file holds one room, named by its key "room": `bench/results` has <machine>.json of the experts,
-<machine>-skip.json of the skip room, and so on.
+Interrupted, a benchmark writes what it has: whole rows, and that it was interrupted.
 """
 
 from __future__ import annotations
@@ -18,167 +17,137 @@ import contextlib
 import dataclasses
 import gc
 import itertools
-import json
+import sys
+import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import torch
 
+from anabranch.cli.arguments import PROGRAM
 from anabranch.cli.bench_chart import chart
-from anabranch.cli.bench_index_bars import Bar
+from anabranch.cli.bench_compare import compare
+from anabranch.cli.bench_limits import DTYPES, FoundLimits, Limiter
+from anabranch.cli.bench_page import page
+from anabranch.cli.bench_peers import absent_line, absent_peers
+from anabranch.cli.bench_record import Record, RoomRecord, new_record, read_record, to_json
 from anabranch.cli.bench_rooms import ROOMS
 from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, Workload
+from anabranch.cli.bench_settings import Settings
 from anabranch.cli.bench_tables import bar_lines
-from anabranch.cli.machine import Limits, device_name, freed_memory_kept, measure_limits, measure_lines
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "int64": torch.int64}
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What to measure; None means the default of the room's mode and the device.
-
-    Attributes:
-        without: contenders that are left out.
-    """
-
-    room: str
-    device: str
-    modes: list[str]
-    dtypes: list[str] | None
-    tokens: list[int] | None
-    threads: list[int]
-    repeats: int
-    quick: bool
-    without: list[str]
-    json: Path | None
-    svg: Path | None
-
-    def dtypes_of(self, mode: str) -> list[str]:
-        if (only := ROOMS[self.room].dtype) is not None:
-            return [only]
-        if mode in ROOMS[self.room].float_modes:
-            return ["float32"]
-        if self.dtypes is not None:
-            return self.dtypes
-        both = self.device == "cpu" and mode in ROOMS[self.room].both_dtypes
-        return ["bfloat16", "float32"] if both else ["bfloat16"]
-
-    def tokens_of(self, mode: str) -> list[int]:
-        return self.tokens or ROOMS[self.room].tokens["quick" if self.quick else self.device][mode]
+from anabranch.cli.machine import freed_memory_kept
+from anabranch.cli.main import INTERRUPTED, PIPE_CLOSED
+from anabranch.cli.output import write_files
+from anabranch.cli.progress import StatusLine
 
 
 def run(settings: Settings) -> int:
-    """Prints the table row by row, and writes the files that were asked for. Returns 0."""
+    """Prints the tables row by row, and writes the files that were asked for.
+
+    Returns:
+        0; 1 where something is further from the limit than in the file compared with; 130 after Ctrl-C, 141 where
+        nobody reads the tables any more.
+    """
+    old = None if settings.compare is None else read_record(settings.compare)
     device, before = torch.device(settings.device), torch.get_num_threads()
-    room = ROOMS[settings.room]
-    shape = room.quick_shape if settings.quick else room.shape
-    torch.manual_seed(0)
-    print(f"{device_name(device)}; torch {torch.__version__}; {shape}; median of {settings.repeats}", flush=True)
+    record = new_record(device, absent_peers(settings.rooms, settings.quick, settings.device), settings.quick)
+    start, status = time.monotonic(), 0
     try:
-        limits = _limits(settings, device, "limits")
-        print(room.header(), flush=True)
-        rows = []
-        for row in _rows(settings, shape, device, limits):
-            print(room.format_row(row), flush=True)
-            rows.append(row)
-        bars = room.bars(rows)
-        for line in bar_lines(bars):
-            print(line, flush=True)
-        # Far from the first ones, another program was at work during the run and the percentages are worth little.
-        after = _limits(settings, device, "limits after")
+        _measure_rooms(settings, device, record)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:
+        status = PIPE_CLOSED
     finally:
         torch.set_num_threads(before)
-    _write(settings, shape, device, {"limits": limits, "limits_after": after}, rows, bars)
-    return 0
+    record.seconds, record.interrupted = time.monotonic() - start, status != 0
+    record.rooms = [room for room in record.rooms if room.rows]
+    paths = _write(settings, record) if record.rooms else []
+    if status == PIPE_CLOSED:
+        raise BrokenPipeError
+    if status == INTERRUPTED:
+        held = f"{', '.join(paths)}: what there is" if paths else "nothing was written"
+        print(f"{PROGRAM} bench: interrupted; {held}", file=sys.stderr)
+        return status
+    for path in paths:
+        print(f"wrote {path}", flush=True)
+    if old is None:
+        return 0
+    lines, regressed = compare(old, record)
+    print(*lines, sep="\n", flush=True)
+    return int(regressed)
 
 
-def _limits(settings: Settings, device: torch.device, label: str) -> dict[tuple[str, int], Limits]:
-    """Prints and returns the limits per dtype and number of threads."""
-    wanted = {dtype for mode in settings.modes for dtype in settings.dtypes_of(mode)}
-    limits: dict[tuple[str, int], Limits] = {}
-    for threads in settings.threads:
-        torch.set_num_threads(threads)
-        found = {dtype: measure_limits(DTYPES[dtype], device) for dtype in DTYPES if dtype in wanted}
-        bandwidth = max(of_dtype.bandwidth for of_dtype in found.values())  # knows no dtype: the best one is right
-        float_peak = None
-        if ROOMS[settings.room].float_peak:
-            float_peak = (found.get("float32") or measure_limits(torch.float32, device)).peak
-        lines = measure_lines(device) if ROOMS[settings.room].lines else None
-        for dtype, of_dtype in found.items():
-            limits[dtype, threads] = Limits(of_dtype.peak, bandwidth, float_peak, lines)
-        parts = [f"{dtype} {one.peak / 1e9:.0f} GFLOP/s" for dtype, one in found.items() if dtype != "int64"]
-        parts.append(f"{bandwidth / 1e9:.1f} GB/s")
-        if lines is not None:
-            parts.append(f"{lines / 1e6:.0f} million random lines/s")
-        on = f"{threads} threads" if device.type == "cpu" else "GPU"
-        print(f"{label}, {on}: {', '.join(parts)}", flush=True)
-    return limits
+def _measure_rooms(settings: Settings, device: torch.device, record: Record) -> None:
+    print(f"{record.machine['device']}; torch {torch.__version__}", flush=True)
+    if line := absent_line(record.absent):
+        print(line, flush=True)
+    limiter, status = Limiter(settings, device), StatusLine()
+    limits = limiter.now("limits")
+    for position, name in enumerate(settings.rooms, 1):
+        room, repeats = ROOMS[name], settings.repeats_of(name)
+        shape = settings.shape_of(name)
+        of_room = RoomRecord(name, room.unit, dataclasses.asdict(shape), repeats, limits)
+        record.rooms.append(of_room)
+        torch.manual_seed(0)
+        status.line(f"{name}, room {position} of {len(settings.rooms)}")
+        print(f"\n{name}: {shape}; median of {repeats}\n{room.header()}", flush=True)
+        for row in measured_rows(settings, name, device, limits, status):
+            of_room.rows.append(row)
+            of_room.bars = room.bars(of_room.rows)
+            status.clear()
+            print(room.format_row(row), flush=True)
+        status.clear()
+        for text in bar_lines(of_room.bars):
+            print(text, flush=True)
+        # Far from the first ones, another program was at work during the run and the percentages are worth little.
+        last = position == len(settings.rooms)
+        limits = limiter.now("limits after") if last else limiter.recent("limits")
+        of_room.limits_after = limits
+    for of_room in record.rooms:
+        if of_room.limits_after == of_room.limits:  # too short for limits of its own
+            of_room.limits_after = limits
 
 
-def _rows(settings: Settings, shape: Any, device: torch.device, limits: dict[tuple[str, int], Limits]) -> Iterator[Row]:
-    room = ROOMS[settings.room]
+def measured_rows(
+    settings: Settings, name: str, device: torch.device, limits: FoundLimits, status: StatusLine
+) -> Iterator[Row]:
+    """The rows of one room, each as soon as it is measured. Leaves the number of threads changed."""
+    room, repeats = ROOMS[name], settings.repeats_of(name)
     stopwatch = CpuStopwatch() if device.type == "cpu" else CudaStopwatch(device)
     for dtype in DTYPES:
-        modes = [mode for mode in room.modes if mode in settings.modes and dtype in settings.dtypes_of(mode)]
+        modes = [mode for mode in settings.modes_of(name) if dtype in settings.dtypes_of(name, mode)]
         if not modes:
             continue
-        loaded = room.load(shape, DTYPES[dtype], device)
+        status.show(f"{name}: {dtype}")
+        loaded = room.load(settings.shape_of(name), DTYPES[dtype], device)
         workload: Workload | None = None
         for mode in modes:
             trains = mode in room.with_gradients
             keeps = device.type == "cpu" and (trains or room.memory_kept)
             with freed_memory_kept() if keeps else contextlib.nullcontext():
                 all_threads = settings.threads[:1] if mode in room.one_thread else settings.threads
-                for threads, tokens in itertools.product(all_threads, settings.tokens_of(mode)):
+                for threads, tokens in itertools.product(all_threads, settings.tokens_of(name, mode)):
                     torch.set_num_threads(threads)
+                    status.show(f"{name}: {mode}, {dtype}, {tokens} {room.unit}, threads {threads}")
                     for workload in loaded.workloads(mode, tokens):
-                        for name in settings.without:
-                            workload.contenders.pop(name, None)
+                        for peer in settings.without:
+                            workload.contenders.pop(peer, None)
                         with torch.set_grad_enabled(trains):
-                            of_machine = limits[dtype, threads]
-                            row = room.measure(workload, dtype, threads, of_machine, stopwatch, settings.repeats)
+                            row = room.measure(workload, dtype, threads, limits[dtype, threads], stopwatch, repeats)
                         yield row
         del loaded, workload
         gc.collect()  # gigabytes, before the next dtype's
 
 
-def _write(
-    settings: Settings,
-    shape: Any,
-    device: torch.device,
-    limits: dict[str, dict[tuple[str, int], Limits]],
-    rows: list[Row],
-    bars: list[Bar],
-) -> None:
-    title = f"{device_name(device)}, torch {torch.__version__}"
+def _write(settings: Settings, record: Record) -> list[str]:
+    """Writes all files or none; returns their names."""
+    files, text = {}, to_json(record)
     if settings.json is not None:
-        record = {
-            "room": settings.room,
-            "device": device_name(device),
-            "torch": torch.__version__,
-            "shape": dataclasses.asdict(shape),
-            **{
-                when: [
-                    {"dtype": dtype, "threads": threads, **dataclasses.asdict(one)}
-                    for (dtype, threads), one in found.items()
-                ]
-                for when, found in limits.items()
-            },
-            "rows": [
-                {
-                    **dataclasses.asdict(row),
-                    "ours": row.ours,
-                    "of_limit": row.of_limit(row.ours),
-                    "of_ideal": row.of_ideal("dense"),
-                    "of_onednn": row.of_ideal("onednn"),
-                    "reached": row.reached,
-                }
-                for row in rows
-            ],
-            **({"bars": [{**dataclasses.asdict(bar), "holds": bar.holds} for bar in bars]} if bars else {}),
-        }
-        settings.json.write_text(json.dumps(record, indent=1) + "\n")
-    if settings.svg is not None:
-        settings.svg.write_text(chart(title, rows, ROOMS[settings.room].peers, ROOMS[settings.room].unit))
+        files[settings.json] = text
+    if (folder := settings.out) is not None:
+        files |= {folder / "bench.json": text, folder / "bench.html": page(record)}
+        title = f"{record.machine['device']}, torch {record.versions['torch']}"
+        for room in record.rooms:
+            files[folder / f"{room.room}.svg"] = chart(title, room.rows, ROOMS[room.room].peers, room.unit)
+    write_files(files)
+    return [str(path) for path in files]

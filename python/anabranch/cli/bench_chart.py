@@ -6,37 +6,15 @@ import html
 from collections.abc import Sequence
 from itertools import groupby
 
+from anabranch.cli.bench_marks import MARKS, NAMES, OURS_COLOR, mark
 from anabranch.cli.bench_rows import Row
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 760, 90, 78, 74
 _ROW, _GROUP = 20, 34
-_BAR, _INK, _FAINT = "#2f6db3", "#22282e", "#e1e5e9"
-# Name, its shape and colour; shapes differ so that no one needs to tell colours apart.
-_MARKS = {
-    "int8": ("diamond", "#7a4fb5"),
-    "unpacked": ("line", "#1b3f66"),
-    "torch": ("circle", "#d9822b"),
-    "transformers": ("square", "#b5403a"),
-    "eager": ("circle", "#d9822b"),
-    "naive": ("square", "#b5403a"),
-    "onednn": ("diamond", "#7a4fb5"),
-    "grouped": ("circle", "#2e8b57"),
-    "compiled": ("square", "#b5403a"),
-    "apart": ("diamond", "#7a4fb5"),
-    "std::map": ("square", "#b5403a"),
-    "numpy": ("square", "#b5403a"),
-    "sortedcontainers": ("diamond", "#7a4fb5"),
-    "BTrees": ("line", "#1b3f66"),
-    "dict": ("circle", "#2e8b57"),
-    "ring": ("square", "#b5403a"),
-    "ring C++": ("circle", "#2e8b57"),
-    "dim=0": ("line", "#1b3f66"),
-    "PyG": ("diamond", "#7a4fb5"),
-}
-_NAMES = {"int8": "int8, of its own limit"}
+_INK, _FAINT = "#22282e", "#e1e5e9"
 
 
-def chart(title: str, rows: Sequence[Row], peers: Sequence[str] = tuple(_MARKS), unit: str = "tokens") -> str:
+def chart(title: str, rows: Sequence[Row], peers: Sequence[str] = tuple(MARKS), unit: str = "tokens") -> str:
     """An SVG: a bar per row for our preferred variant and a mark per other one, at limit / time in percent.
 
     Rows are grouped by workload, dtype and threads; those without a limit, where nothing runs, are left out. The axis
@@ -97,35 +75,24 @@ def _row(row: Row, y: float, peers: Sequence[str]) -> list[str]:
     middle, share = y + _ROW / 2, row.of_limit(row.ours) or 0.0
     lines = [
         _text(_LEFT - 8, middle + 4, f"{row.tokens}", "end"),
-        f'<rect x="{_LEFT}" y="{y + 4:.1f}" width="{_x(share) - _LEFT:.1f}" height="{_ROW - 8}" fill="{_BAR}"/>',
+        f'<rect x="{_LEFT}" y="{y + 4:.1f}" width="{_x(share) - _LEFT:.1f}" height="{_ROW - 8}" fill="{OURS_COLOR}"/>',
         _text(_WIDTH - 16, middle + 4, f"{share:.0%}", "end", "bold"),
     ]
-    for name, (shape, color) in _MARKS.items():
+    for name, (shape, color) in MARKS.items():
         reached = row.of_limit(name) if name in peers else None
         if reached is not None and name != row.ours:
-            lines.append(_mark(shape, color, _x(reached), middle))
+            lines.append(mark(shape, color, _x(reached), middle))
     return lines
-
-
-def _mark(shape: str, color: str, x: float, y: float) -> str:
-    style = f'fill="{color}" stroke="white"'
-    if shape == "circle":
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {style}/>'
-    if shape == "square":
-        return f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" {style}/>'
-    if shape == "line":
-        return f'<rect x="{x - 2:.1f}" y="{y - 9:.1f}" width="4" height="18" {style}/>'
-    return f'<path d="M{x - 6:.1f} {y:.1f}l6 -6l6 6l-6 6z" {style}/>'
 
 
 def _legend(names: set[str], peers: Sequence[str]) -> list[str]:
     ours = "ours: packed, or as they are in training" if "packed" in names else "ours"
-    items = [f'<rect x="16" y="52" width="14" height="12" fill="{_BAR}"/>', _text(36, 62, ours, "start")]
+    items = [f'<rect x="16" y="52" width="14" height="12" fill="{OURS_COLOR}"/>', _text(36, 62, ours, "start")]
     x = 56 + 6.4 * len(ours)
-    for name, (shape, color) in _MARKS.items():
+    for name, (shape, color) in MARKS.items():
         if name in names and name in peers and not (name == "unpacked" and "packed" not in names):
-            label = _NAMES.get(name, name)
-            items += [_mark(shape, color, x, 58), _text(x + 11, 62, label, "start")]
+            label = NAMES.get(name, name)
+            items += [mark(shape, color, x, 58), _text(x + 11, 62, label, "start")]
             x += 34 + 6.4 * len(label)
     return items
 

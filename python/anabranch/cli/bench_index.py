@@ -29,11 +29,13 @@ _SCAN_BYTES = round(0.95 * 50.5 * 16)  # of an operation of YCSB E: 95 % are sca
 
 @dataclasses.dataclass(frozen=True)
 class IndexShape:
-    """Keys of a small batch; probes of a batch of lookups at most; single calls that are timed in Python."""
+    """Keys of a small batch; probes of a batch of lookups at most; single calls that are timed in Python; kinds of keys
+    beside random ones."""
 
     batch: int = 1000
     probes: int = 1_000_000
     calls: int = 200_000
+    kinds: tuple[str, ...] = KINDS[1:]
 
 
 class Throughput:
@@ -72,8 +74,8 @@ class Index:
         elif mode == "operations":
             yield from _operations(0, ("index", "std::map"), tokens)
         elif mode == "keys":
-            for kind in range(1, len(KINDS)):
-                yield from _operations(kind, ("index",), tokens)
+            for kind in self.shape.kinds:
+                yield from _operations(KINDS.index(kind), ("index",), tokens)
         else:
             yield from mapping_workloads(tokens, self.shape.calls)
 

@@ -83,6 +83,9 @@ def measure_rates(
         {name: (max(of_one) - min(of_one)) / medians[name] for name, of_one in times.items()},
         OPERATIONS * limits.milliseconds(workload.flops, workload.nbytes, lines=workload.lines),
         None,
+        flops=OPERATIONS * workload.flops,
+        nbytes=OPERATIONS * workload.nbytes,
+        lines=OPERATIONS * workload.lines,
         p99_ns=_medians({name: [rate.p99_ns for rate in of_one] for name, of_one in rates.items()}),
         bytes_per_key=_medians({name: [rate.bytes_per_key for rate in of_one] for name, of_one in rates.items()}),
     )

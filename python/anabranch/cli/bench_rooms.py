@@ -74,7 +74,7 @@ class Room:
     measure: Callable[..., Row] = measure
     bars: Callable[[Sequence[Row]], list[Bar]] = lambda rows: []
     repeats: int = 5
-    quick_repeats: int = 5
+    quick_repeats: int = 3
     unit: str = "tokens"
 
 
@@ -92,6 +92,14 @@ _MIXERS_TOKENS: _Tokens = {
     "training": [2048],
     "matrix_training": [8192],
     "model": [2048],
+}
+
+_MIXERS_QUICK: _Tokens = {
+    "forward": [256],
+    "matrix": [1024],
+    "training": [256],
+    "matrix_training": [1024],
+    "model": [128],
 }
 
 _INDEX_KEYS: _Tokens = {
@@ -114,7 +122,7 @@ ROOMS = {
         "experts",
         ("forward", "variable_k", "training"),
         Shape(),
-        Shape(8, 128, 96, 2),
+        Shape(16, 512, 384, 2),
         Experts,
         tables.experts_header,
         tables.experts_row,
@@ -125,7 +133,7 @@ ROOMS = {
                 "variable_k": [2048, 32768],
                 "training": [128, 512, 2048, 32768],
             },
-            "quick": {"forward": [1, 16], "variable_k": [64], "training": [16]},
+            "quick": {"forward": [16], "variable_k": [64], "training": [64]},
         },
         ("forward",),
         ("int8", "unpacked", "torch", "transformers"),
@@ -134,14 +142,14 @@ ROOMS = {
         "skip",
         ("forward", "skipped", "width", "lowrank", "training"),
         SkipShape(),
-        SkipShape(128, 320, 4, 3),
+        SkipShape(512, 1408, 8, 4),
         Skip,
         tables.skip_header,
         tables.skip_row,
         {
             "cpu": _SKIP_TOKENS,
             "cuda": _SKIP_TOKENS | {"forward": [1, 4, 16, 32, 128, 1024, 8192]},
-            "quick": {"forward": [1, 16], "skipped": [1], "width": [16], "lowrank": [4], "training": [16]},
+            "quick": {"forward": [16], "skipped": [1], "width": [16], "lowrank": [4], "training": [64]},
         },
         ("forward", "width", "lowrank", "training"),
         ("unpacked", "eager", "naive", "onednn", "grouped"),
@@ -150,14 +158,14 @@ ROOMS = {
         "mixers",
         ("forward", "matrix", "training", "matrix_training", "model"),
         MixersShape(),
-        MixersShape(64, 64, 2, compiled=False),
+        MixersShape(512, 512, 2, compiled=False),
         Mixers,
         tables.mixers_header,
         tables.mixers_row,
         {
             "cpu": _MIXERS_TOKENS,
             "cuda": _MIXERS_TOKENS | {"forward": [2048, 8192], "training": [2048, 8192], "model": [4096]},
-            "quick": {mode: [64] for mode in _MIXERS_TOKENS},
+            "quick": _MIXERS_QUICK,
         },
         ("forward", "training"),
         ("eager", "compiled", "apart"),
@@ -170,14 +178,14 @@ ROOMS = {
         "index",
         ("operations", "keys", "batches", "mapping"),
         IndexShape(),
-        IndexShape(calls=50_000),
+        IndexShape(calls=50_000, kinds=("timestamps",)),
         Index,
         tables.index_header,
         tables.index_row,
         {
             "cpu": _INDEX_KEYS,
             "cuda": {mode: keys if mode == "batches" else [] for mode, keys in _INDEX_KEYS.items()},
-            "quick": {mode: [1_000_000] for mode in _INDEX_KEYS},
+            "quick": {mode: [1_000_000 if mode == "operations" else 200_000] for mode in _INDEX_KEYS},
         },
         (),
         ("std::map", "torch", "numpy", "sortedcontainers", "BTrees", "dict"),
@@ -189,21 +197,21 @@ ROOMS = {
         measure=measure_rates,
         bars=index_bars,
         repeats=3,
-        quick_repeats=1,
         unit="keys",
     ),
     "temporal": Room(
         "temporal",
         tuple(_TEMPORAL_BATCHES),
         TemporalShape(),
-        TemporalShape(nodes=2000, few_nodes=300, edges=4000, seen=300, events=200, uci=False),
+        TemporalShape(nodes=200_000, few_nodes=300, edges=100_000, seen=300, events=200, uci=False),
         Temporal,
         tables.temporal_header,
         tables.temporal_row,
         {
             "cpu": _TEMPORAL_BATCHES,
             "cuda": _TEMPORAL_BATCHES,
-            "quick": {mode: [100] for mode in _TEMPORAL_BATCHES},
+            "quick": _TEMPORAL_BATCHES
+            | {"ring": [1000], "nat": [100], "pairs": [1024], "cache": [100], "memory": [200]},
         },
         (),
         ("ring", "ring C++", "torch", "dim=0", "PyG"),
@@ -213,7 +221,6 @@ ROOMS = {
         one_thread=("ring", "nat", "cache", "memory"),
         measure=measure_warm,
         bars=temporal_bars,
-        quick_repeats=1,
         unit="events or pairs",
     ),
 }

@@ -72,6 +72,8 @@ class Row:
         limit_ms: of the dtype's own bytes; int8_limit_ms: of int8 weights, at the same arithmetic peak.
         kept, target: as the workload's; floor_ms: the least time to move its bytes.
         eager: on a GPU, contenders that ran without a graph in a row that otherwise replays graphs.
+        flops, nbytes, int8_nbytes, lines: the least work of the times above, as the workload's; those in float32 count
+            as many of the dtype's as take the same time at best.
     """
 
     workload: str
@@ -87,6 +89,10 @@ class Row:
     kept: float | None = None
     floor_ms: float | None = None
     target: Target | None = None
+    flops: float = 0.0
+    nbytes: float = 0.0
+    int8_nbytes: float | None = None
+    lines: float = 0.0
 
     @property
     def ours(self) -> str:
@@ -213,4 +219,8 @@ def measure(workload: Workload, dtype: str, threads: int, limits: Limits, stopwa
         workload.kept,
         None if workload.kept is None else limits.milliseconds(0, workload.nbytes),
         workload.target,
+        flops=workload.flops + limits.in_dtype(workload.float_flops),
+        nbytes=workload.nbytes,
+        int8_nbytes=workload.int8_nbytes,
+        lines=workload.lines,
     )

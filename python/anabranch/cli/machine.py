@@ -39,8 +39,12 @@ class Limits:
             float_flops: those in float32, which are done after or before the others.
             lines: cache lines from random places.
         """
-        arithmetic = flops / self.peak + float_flops / (self.float_peak or self.peak)
+        arithmetic = (flops + self.in_dtype(float_flops)) / self.peak
         return 1e3 * max(arithmetic, nbytes / self.bandwidth, lines / self.lines if self.lines else 0.0)
+
+    def in_dtype(self, float_flops: float) -> float:
+        """As many FLOPs of the dtype as take the time of these in float32."""
+        return float_flops * self.peak / (self.float_peak or self.peak)
 
 
 def measure_limits(dtype: torch.dtype, device: torch.device) -> Limits:

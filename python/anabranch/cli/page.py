@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Sequence
 from pathlib import Path
+
+from anabranch.cli.output import write_files
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 640, 320, 66, 40, 34
 _STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#1d2126;max-width:960px;margin:2rem auto;padding:0 1rem}
@@ -24,18 +25,17 @@ Curve = tuple[str, str, Sequence[float], Sequence[float]]
 
 def write_page(path: Path, title: str, heading: str, parts: Sequence[str]) -> None:
     """Writes the file whole or not at all."""
+    write_files({path: page_text(title, heading, parts)})
+
+
+def page_text(title: str, heading: str, parts: Sequence[str], style: str = "") -> str:
+    """The page; `style` comes after that of all pages."""
     head = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         '<meta name=viewport content="width=device-width,initial-scale=1">',
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(heading)}</h1>",
+        f"<title>{html.escape(title)}</title><style>{_STYLE}{style}</style><h1>{html.escape(heading)}</h1>",
     ]
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text("\n".join([*head, *parts]) + "</html>\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    return "\n".join([*head, *parts]) + "</html>\n"
 
 
 def html_table(rows: Sequence[tuple[str, ...]]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -21,6 +23,33 @@ def progress_bar(name: str, total: float) -> Any:
         layout = "{desc:6} {percentage:3.0f}%|{bar:24}| {elapsed} {postfix}"
         return tqdm(total=total, desc=name, bar_format=layout, mininterval=0.5)
     return _PlainProgress(name, total)
+
+
+class StatusLine:
+    """What is being done, on stderr: on a terminal one line that is written over, elsewhere only whole lines."""
+
+    def __init__(self) -> None:
+        self._is_terminal, self._width = sys.stderr.isatty(), 0
+
+    def line(self, text: str) -> None:
+        """A line that stays where there is no terminal."""
+        if self._is_terminal:
+            self.show(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def show(self, text: str) -> None:
+        if self._is_terminal:
+            self.clear()
+            text = text[: shutil.get_terminal_size().columns - 1]
+            self._width = len(text)
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Before a line goes to stdout, which may be the same terminal."""
+        if self._width:
+            print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
+            self._width = 0
 
 
 class _PlainProgress:

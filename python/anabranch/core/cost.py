@@ -92,7 +92,8 @@ class CostMeter:
 
     Recording keeps references to the plan's offsets and reads nothing, so it adds no host sync; `total`, `by_module`
     and `calls` read. Meters may be nested; each sees all calls made inside it. Calls inside a compiled region are not
-    seen: measure in eager mode, the plans are the same. Not shared between threads.
+    seen: measure in eager mode, the plans are the same. A backward is not counted, but what it computes again under
+    gradient checkpointing is, as another call. Not shared between threads.
     """
 
     _active: ClassVar[list[CostMeter]] = []

@@ -14,13 +14,20 @@ def _load(name: str) -> bool:
     spec = importlib.util.find_spec(f"anabranch.{name}")
     if spec is None or spec.origin is None:
         return False
-    torch.ops.load_library(spec.origin)
+    try:
+        torch.ops.load_library(spec.origin)
+    except OSError as error:
+        raise ImportError(
+            f"{spec.origin} does not load with torch {torch.__version__}, must be built for this system and torch 2.10 "
+            f"or later; reinstall anabranch, or torch ({error})"
+        ) from error
     return True
 
 
 if not _load("_C"):
     raise ImportError("anabranch was installed without its library _C: reinstall it with `pip install .`")
 has_cuda_kernels = _load("_C_cuda")
+"""Whether this build has kernels for GPUs; neither a driver nor a GPU is needed for it to be true."""
 
 ops = torch.ops.anabranch
 

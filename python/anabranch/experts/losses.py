@@ -45,6 +45,9 @@ def load_balance_loss(logits: Tensor, plan: Plan, *, score: Score = "softmax") -
         plan: T items, E groups.
         score: "sigmoid" takes sigmoids divided by their sum over a token's experts as its probabilities.
 
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
+
     Raises:
         ValueError: wrong shape or dtype, a plan of other sizes or on another device, unknown `score`, NaN (CPU,
             eager).
@@ -72,6 +75,9 @@ def dynmole_balance_loss(logits: Tensor, plan: Plan) -> Tensor:
     Args:
         logits: floating `[T, E]`, those the plan was made from.
         plan: T items, E groups, with weights.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits).
 
     Raises:
         ValueError: wrong shape or dtype, a plan of other sizes, on another device or without weights, NaN (CPU,
@@ -101,6 +107,12 @@ def entropy_loss(logits: Tensor) -> Tensor:
     Gradient: `dH/dx_e = -p_e (ln p_e + H) / T`: logits of likely experts rise, of unlikely ones fall. It
     vanishes where a token's probabilities are uniform.
 
+    Args:
+        logits: floating `[T, E]`.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits); 0 without tokens.
+
     Raises:
         ValueError: wrong shape or dtype, NaN (CPU, eager).
 
@@ -117,6 +129,13 @@ def tsallis_loss(logits: Tensor, *, q: float = 1.1, eps: float = 1e-5, entropy: 
     Source: DynMoLE (Li et al., arXiv 2504.00661), whose default coefficient is 1e-2.
 
     Gradient: to every logit through the softmax, towards fewer experts; vanishes at uniform probabilities.
+
+    Args:
+        logits: floating `[T, E]`.
+        q, eps, entropy: as `route_tsallis`.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits); 0 without tokens.
 
     Raises:
         ValueError: wrong shape or dtype, an argument out of range, NaN (CPU, eager).
@@ -140,6 +159,12 @@ def z_loss(logits: Tensor) -> Tensor:
 
     Gradient: `2 lse p_e / T` to every logit: all fall together where lse > 0 and rise where lse < 0. A logit
     of +inf makes the loss +inf, and its gradient is not finite.
+
+    Args:
+        logits: floating `[T, E]`.
+
+    Returns:
+        A scalar, float32 (float64 for float64 logits); 0 without tokens.
 
     Raises:
         ValueError: wrong shape or dtype, NaN (CPU, eager).

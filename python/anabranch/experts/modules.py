@@ -10,6 +10,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
+from anabranch.core.arguments import without_autocast
 from anabranch.experts.expert_ffn import ACTIVATIONS, Activation, expert_ffn
 from anabranch.experts.packed import PackedExperts
 from anabranch.experts.packed_cache import PackedCache
@@ -32,7 +33,7 @@ class Routing:
 def gate_logits(hidden: Tensor, gate: nn.Linear) -> Tensor:
     """Scores `[T, groups]` of rows `[T, H]`: float64 for a float64 gate, else float32, under autocast too."""
     dtype = torch.float64 if gate.weight.dtype == torch.float64 else torch.float32
-    with torch.autocast(hidden.device.type, enabled=False):
+    with without_autocast(hidden.device):
         return nn.functional.linear(hidden.to(dtype), gate.weight.to(dtype))
 
 

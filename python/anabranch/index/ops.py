@@ -54,10 +54,16 @@ def bskiplist_find(nodes: Tensor, control: Tensor, keys: Tensor) -> tuple[Tensor
 def bskiplist_lower_bound(nodes: Tensor, control: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each key the first entry that is not less.
 
+    Args:
+        nodes, control, keys: as bskiplist_find.
+
     Returns:
         found_keys int64 as keys, values int64 `[n]`, and found bool `[n]`; 0 where there is none.
 
-    Raises, cost:
+    Raises:
+        ValueError: as bskiplist_find.
+
+    Cost:
         As bskiplist_find.
     """
     check_tensors("bskiplist_lower_bound", nodes, control, keys=keys)
@@ -139,11 +145,17 @@ def bskiplist_insert(nodes: Tensor, control: Tensor, keys: Tensor, values: Tenso
 def bskiplist_erase(nodes: Tensor, control: Tensor, keys: Tensor) -> Tensor:
     """Erases keys. Nodes that become nearly empty are merged, and used again by later inserts.
 
+    Args:
+        nodes, control, keys: as bskiplist_find.
+
     Returns:
         int8 `[n]`, an `IndexStatus` for each key: CHANGED if it was erased, UNCHANGED if it was not there or an equal
         one of the batch came first.
 
-    Raises, cost:
+    Raises:
+        ValueError: as bskiplist_insert.
+
+    Cost:
         As bskiplist_insert.
     """
     check_tensors("bskiplist_erase", nodes, control, keys=keys)

@@ -15,10 +15,14 @@ class Snapshot(Mapping[Any, Any]):
     """What `BSkipList.snapshot()` returns: an ordered mapping that never changes, on two sorted arrays.
 
     Looking a key up costs O(log n), positions cost O(1). Safe from any number of threads.
+
+    Args:
+        keys: ascending, `[n]`, or `[n, 2]` where `key` is "pair"; taken over.
+        values: `[n]`; taken over.
+        key, value: the kinds of both, as `BSkipList` names them.
     """
 
     def __init__(self, keys: np.ndarray, values: np.ndarray, key: str, value: str) -> None:
-        """Takes the arrays over: `keys` ascend, `[n]`, or `[n, 2]` where `key` is "pair"; `values` is `[n]`."""
         self._keys, self._values = keys, values
         self.key, self.value = key, value
         keys.flags.writeable = values.flags.writeable = False

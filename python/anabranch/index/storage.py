@@ -17,7 +17,21 @@ _INNER_KEYS = {1: 80, 2: 48}
 
 
 def nodes_for(capacity: int, key_words: int = 1) -> int:
-    """Rows that `nodes` needs so that `capacity` keys can be inserted in any order: leaves are at least half full."""
+    """Rows that `nodes` needs so that `capacity` keys can be inserted in any order: leaves are at least half full.
+
+    Args:
+        capacity: keys, 0 to 2^36.
+        key_words: 1 or 2.
+
+    Returns:
+        The number of rows, of 1 KiB each.
+
+    Raises:
+        ValueError: capacity or key_words out of range.
+
+    Cost:
+        A few integer operations.
+    """
     op = "nodes_for"
     if key_words not in _LEAF_KEYS:
         raise ValueError(f"{op}: key_words is {key_words}, must be 1 or 2; a key has one word or two")
@@ -31,6 +45,14 @@ def bskiplist_empty(
     capacity: int, *, key_words: int = 1, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor]:
     """`(nodes, control)` of an empty index with room for `capacity` keys.
+
+    Args:
+        capacity: keys there shall be room for, 0 to 2^36.
+        key_words: 1, or 2 for pairs.
+        device: of both tensors; torch's default where None.
+
+    Returns:
+        nodes int64 `[rows, 128]` and control int64 `[160]`.
 
     Raises:
         ValueError: capacity or key_words out of range.
@@ -85,6 +107,9 @@ def bskiplist_validate(nodes: Tensor, control: Tensor) -> None:
 
     The other functions trust the words of nodes: damaged links end a search without an answer, and on the CPU a lock
     that was left set is waited for. Of a GPU's tensors it looks at a copy on the CPU.
+
+    Args:
+        nodes, control: as `bskiplist_find`.
 
     Raises:
         ValueError: what is wrong first; also where someone is writing meanwhile.

@@ -79,8 +79,14 @@ def patch_mixers(model: nn.Module) -> int:
 def restore_mixers(model: nn.Module) -> None:
     """Takes `patch_mixers` back: the model computes as before. On a model without it, does nothing.
 
+    Args:
+        model: patched or not.
+
     Raises:
         ValueError: something (an accelerate hook) was put around a patched forward; nothing has changed then.
+
+    Cost:
+        A walk over the modules.
     """
     for name, module in model.named_modules():
         if _is_patch(module.__dict__.get("_old_forward")):

@@ -14,6 +14,8 @@ from anabranch.experts.packed_cache import PackedCache
 from anabranch.integrations.mixers import patch_mixers, restore_mixers
 
 NAME = "anabranch"
+"""The value of `experts_implementation`."""
+
 _CACHE = "_anabranch_packed"  # attribute of an experts module
 
 
@@ -25,6 +27,9 @@ def register() -> None:
 
     Raises:
         ImportError: transformers is missing or older than 5.
+
+    Cost:
+        Imports transformers where nobody has.
     """
     try:
         from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -69,7 +74,14 @@ def pack(model: nn.Module, weight_dtype: torch.dtype | None = None) -> int:
 
 
 def unpack(model: nn.Module) -> None:
-    """Back to the weights themselves; frees the packed copies."""
+    """Back to the weights themselves; frees the packed copies.
+
+    Args:
+        model: packed or not.
+
+    Cost:
+        A walk over the modules.
+    """
     for module in model.modules():
         if hasattr(module, _CACHE):
             delattr(module, _CACHE)

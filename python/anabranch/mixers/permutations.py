@@ -92,7 +92,20 @@ def _kept_table(rows: Permutations, device: torch.device) -> Tensor:
 
 
 def cyclic_permutations(n: int) -> Permutations:
-    """The rotations and reflections of n streams, the identity first: for `PermutationMixture` from n = 6 on."""
+    """The rotations and reflections of n streams, the identity first: for `PermutationMixture` from n = 6 on.
+
+    Args:
+        n: streams.
+
+    Returns:
+        Distinct tuples of n stream numbers, 2 n of them from n = 3 on.
+
+    Raises:
+        ValueError: n out of 2 to 8.
+
+    Cost:
+        O(n^2), in Python.
+    """
     check_num_streams("cyclic_permutations", n)
     turns = [tuple((i + k) % n for i in range(n)) for k in range(n)]
     return tuple(dict.fromkeys(turns + [tuple((k - i) % n for i in range(n)) for k in range(n)]))

@@ -22,6 +22,7 @@ from anabranch.mixers.permutations import PermutationMixture, cyclic_permutation
 from anabranch.mixers.projection import Gates, LinearGates, SigmoidGates, SoftmaxGates
 
 Kind: TypeAlias = Literal["hc", "hc_static", "mhc", "mhc_exact", "mhc_lite", "jpmhc", "grassmann", "identity"]
+"""What `HyperConnection(kind=...)` takes; docs/mixers.md has the papers."""
 
 # exp(-8) beside 1: H starts near the identity, and its gradient does not vanish.
 _OFF = -8.0

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils import _pytree as pytree
 
@@ -73,12 +73,20 @@ def run_reversible(
 ) -> Tensor:
     """`run_blocks`, keeping for the backward what this file's header says."""
     tensors: dict[int, Tensor] = {}
-    given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-    for one in (*given, *(parameter for block in blocks for parameter in block.parameters())):
+    for one in (*_learned(args, kwargs), *(parameter for block in blocks for parameter in block.parameters())):
         if one.requires_grad:
             tensors[id(one)] = one
     out: Tensor = _Reversible.apply((blocks, args, kwargs, lagged), streams, *tensors.values())
     return out
+
+
+def _learned(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors among the sub-layers' arguments, and the parameters of modules among them (a policy that all ask)."""
+    for one in pytree.tree_leaves((args, kwargs)):
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, nn.Module):
+            yield from one.parameters()
 
 
 _WANTS_Y_AND_COEFFICIENTS = 6  # bits of stream_post_backward's `wanted`
@@ -135,7 +143,7 @@ class _Reversible(torch.autograd.Function):
         outputs, coefficients = saved[:depth], saved[depth : 2 * depth]
         place = {id(tensor): index for index, tensor in enumerate(tensors)}
         total: list[Tensor | None] = [None] * len(tensors)
-        arguments = [place[id(one)] for one in pytree.tree_leaves((args, kwargs)) if id(one) in place]
+        arguments = [place[id(one)] for one in _learned(args, kwargs) if id(one) in place]
         dlag: Tensor | None = None
         for index in reversed(range(depth)):
             block, y = blocks[index], outputs[index]
@@ -154,8 +162,9 @@ class _Reversible(torch.autograd.Function):
             dout, *grads = torch.autograd.grad(results, inputs, upstream, allow_unused=True)
             dlag = None if lag is None else grads.pop(0)
             for one, grad in zip(wanted, grads, strict=True):
-                known = total[one]
-                total[one] = grad if known is None or grad is None else known + grad
+                if grad is not None:  # of an argument that some sub-layers alone use
+                    known = total[one]
+                    total[one] = grad if known is None else known + grad
         return (None, dout, *total)
 
 

@@ -21,7 +21,7 @@ class HyperConnectionSequence(nn.Module):
 
     Args:
         blocks: at least one, of equal `hidden_size` and `num_streams`; mixers may differ. Each sub-layer returns a
-            tensor.
+            tensor. For FSDP2 the sequence is a unit: `fully_shard` it, not its blocks.
         lagged: single-pass mHC (the form of DeepSeek-V4.1): every block but the first reads the streams by the p of
             the block before, so that reading waits for nothing. The first reads by its own p, the last one's p is
             not used.
@@ -36,11 +36,13 @@ class HyperConnectionSequence(nn.Module):
         As block by block. Reversible: the same formulas on rebuilt streams. Each rebuilding rounds to the streams'
         dtype. Measured on 16 blocks of random parameters, relative to float64: float32 gradients are off by 2.5e-6
         (2.0e-6 without rebuilding), bfloat16 ones by 4.9e-2 (4.7e-2); the forward's own rounding is the larger part.
-        Gradients go to the module's parameters, the streams, and tensors among the sub-layers' arguments.
+        Gradients go to the module's parameters, the streams, tensors among the sub-layers' arguments, and parameters
+        of modules among those (a skip policy); to nothing else that a sub-layer gets hold of.
 
     Raises:
         ValueError: blocks that do not fit each other; `reversible` with another mixer; in `forward`,
-            streams of another shape, a sub-layer that returns no tensor, and what `connect` raises.
+            streams of another shape, a block sharded by itself, a sub-layer that returns no tensor, and what `connect`
+            raises.
 
     Cost:
         A block reads n*C + C and writes n*C + C numbers a token, once the first has read its streams; training on a
@@ -76,6 +78,12 @@ class HyperConnectionSequence(nn.Module):
         """`[..., n, C]` to `[..., n, C]`; args and kwargs go to every sub-layer."""
         blocks = [block for block in self.blocks if isinstance(block, HyperConnection)]
         blocks[0].check(streams)
+        for index, block in enumerate(blocks):
+            if hasattr(block.bias, "device_mesh"):  # a DTensor; its class is dear to import
+                raise ValueError(
+                    f"HyperConnectionSequence: blocks[{index}] is sharded by itself, must be plain in forward, which "
+                    "reads the blocks' parameters and does not call them; call fully_shard on the sequence instead"
+                )
         if self.reversible and torch.is_grad_enabled():
             return run_reversible(blocks, streams, args, kwargs, lagged=self.lagged)
         return run_blocks(blocks, streams, args, kwargs, lagged=self.lagged)

@@ -59,6 +59,9 @@ def spectrum(source: nn.Module | Tensor | Sequence[Tensor], *inputs: Any, **keyw
             `merge_and_connect` in that call gives its H: those of `HyperConnection`, `HyperConnectionSequence`,
             `ChannelGatedConnection`, and transformers' after `patch_mixers`.
 
+    Returns:
+        A `Spectrum`: gains and singular values by depth, residuals of each matrix; `plot` draws them.
+
     Raises:
         ValueError: no matrices, empty or complex ones, or of different shapes or devices; inputs beside matrices; a
             model without such steps, or compiled, which records none.

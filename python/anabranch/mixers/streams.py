@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import autocast_dtype, check_floating, check_same_device
+from anabranch.core.arguments import check_floating, check_same_device, without_autocast
 from anabranch.mixers.mixer import check_num_streams
 
 
 def expand_streams(x: Tensor, n: int) -> Tensor:
     """n equal residual streams `[..., n, C]` of hidden states `[..., C]`.
 
+    Args:
+        x: `[..., C]`.
+        n: streams, 2 to 8.
+
     Returns:
         A view that repeats x without memory of its own; write nothing into it. The gradient of x is their sum.
 
     Raises:
         ValueError: n out of 2 to 8, or no channels.
+
+    Cost:
+        None: no number is copied.
     """
     op = "expand_streams"
     check_num_streams(op, n)
@@ -60,12 +66,7 @@ def reduce_streams(x: Tensor, how: Literal["sum", "mean"] | Tensor = "sum") -> T
             )
         sums = torch.float64 if x.dtype == torch.float64 else torch.float32
         # Autocast would make 16-bit products of them.
-        quiet = (
-            contextlib.nullcontext()
-            if autocast_dtype(x.device) is None
-            else torch.autocast(x.device.type, enabled=False)
-        )
-        with quiet:
+        with without_autocast(x.device):
             return torch.einsum("...n,...nc->...c", how.to(sums), x.to(sums)).to(x.dtype)
     if how not in ("sum", "mean"):
         raise ValueError(f"{op}: how is {how!r}, must be 'sum', 'mean' or a tensor of weights; name one")

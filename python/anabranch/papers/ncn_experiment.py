@@ -120,6 +120,7 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of the experiment; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m anabranch.papers.ncn", description=__doc__.split("\n")[0])
     parser.add_argument("--data", help="edge file, its times unused; without one, a generated geometric graph")
     parser.add_argument("--epochs", type=int, default=20)

@@ -164,6 +164,7 @@ def _loss(logits: Tensor) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of the experiment; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m anabranch.papers.pres", description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="edge file")
     parser.add_argument("--epochs", type=int, default=2)

@@ -176,6 +176,7 @@ def _scores(model: SEMBA, edges: EdgeList, batch: int) -> Tensor:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of the experiment; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m anabranch.papers.semba", description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True, help="edge file with a signed feature, such as a rating")
     parser.add_argument("--columns", default="0,1,3,2", help="positions of src, dst, time and the signed feature")

@@ -232,6 +232,7 @@ class NoEvents(StreamContext):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of the experiment; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m anabranch.papers.splash", description=__doc__)
     parser.add_argument("--data", help="edge file: links are predicted; without one, communities of a generated stream")
     parser.add_argument("--columns", help="src, dst, time and features by position or name, such as 0,1,3,2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,19 @@ def nothing_runs(x: Tensor, keep: Tensor, features: int, otherwise: Otherwise | 
     ):
         return False
     return not keep.any()
+
+
+def untouched(op: str, x: Tensor, keep: Tensor, residual: bool, with_cosine: bool) -> Any:
+    """What a call returns of which `nothing_runs` is true."""
+    check_cosine(op, residual, with_cosine)
+    y = x.clone(memory_format=torch.contiguous_format) if residual else x.new_zeros(x.shape)
+    return (y, y.new_ones(keep.shape, dtype=accumulate_dtype(x.dtype))) if with_cosine else y
+
+
+def check_cosine(op: str, residual: bool, with_cosine: bool) -> None:
+    """Raises ValueError where a cosine with the residual stream is asked of a call that leaves that out."""
+    if with_cosine and not residual:
+        raise ValueError(f"{op}: return_cosine is True, must be False without residual; add x yourself and compare")
 
 
 def decisions_of(op: str, x: Tensor, choice: Tensor, widths: tuple[int, ...]) -> Tensor:
@@ -168,17 +182,24 @@ def _rows(op: str, name: str, x: Tensor, rows: Tensor) -> Tensor:
 
 
 def add_to_stream(
-    rows: Tensor, block: Tensor, choices: Tensor, widths: tuple[int, ...], branch: Branch, with_cosine: bool
+    rows: Tensor,
+    block: Tensor,
+    choices: Tensor,
+    widths: tuple[int, ...],
+    branch: Branch,
+    residual: bool,
+    with_cosine: bool,
 ) -> tuple[Tensor, Tensor]:
     """(y, cosine) of a block that was computed by itself in another dtype than that of x, `rows`: added in the latter,
-    and so are the else-branch's rows."""
+    and so are the else-branch's rows. Without `residual`, added to 0."""
     runs = choices
     if choices.dtype != torch.bool:  # an index outside of widths skips
         runs = (choices >= (1 if widths[0] == 0 else 0)) & (choices < len(widths))
-    stream = rows
+    stream = rows if residual else None
     if branch.base is not None:
-        stream = torch.where(runs[:, None], rows, rows + branch.base if branch.adds_x else branch.base)
-    y = stream + block.to(rows.dtype)
+        skipped = branch.base if stream is None or not branch.adds_x else stream + branch.base
+        stream = torch.where(runs[:, None], torch.zeros_like(rows) if stream is None else stream, skipped)
+    y = block.to(rows.dtype) if stream is None else stream + block.to(rows.dtype)
     if not with_cosine:
         return y, y.new_empty(0)
     x_sum, y_sum = (one.detach().to(accumulate_dtype(rows.dtype)) for one in (rows, y))

@@ -10,11 +10,12 @@ from torch import Tensor
 import anabranch.skip.gated_ffn_autograd  # noqa: F401  (registers the formulas)
 from anabranch.core.arguments import call_as, cast, check_floating
 from anabranch.core.library import ops
-from anabranch.experts.expert_ffn import Activation, accumulate_dtype, compute_dtype
+from anabranch.experts.expert_ffn import Activation, compute_dtype
 from anabranch.skip.arguments import (
     Matrices,
     activation_index,
     add_to_stream,
+    check_cosine,
     check_weights,
     decisions_of,
     nothing_runs,
@@ -22,6 +23,7 @@ from anabranch.skip.arguments import (
     otherwise_arguments,
     record_gated_ffn,
     row_gate,
+    untouched,
 )
 from anabranch.skip.norm import Norm, norm_arguments
 from anabranch.skip.otherwise import Otherwise
@@ -39,6 +41,7 @@ def gated_ffn(
     down_bias: Tensor | None = None,
     activation: Activation = "silu",
     gated: bool = True,
+    residual: bool = True,
     residual_scale: float = 1.0,
     otherwise: Otherwise | None = None,
     capacity: int | None = None,
@@ -60,8 +63,10 @@ def gated_ffn(
         norm: of the FFN's input, or None.
         gate_up_bias: `[2I]` (`[I]`); down_bias: `[H]`, or None.
         activation: of the gate, as `expert_ffn`.
+        residual: False leaves x itself out, for kept rows and others: y is what a block adds to its residual, as a
+            sub-layer of `mixers.HyperConnection` or a shared expert returns it.
         residual_scale: s.
-        otherwise: what the other rows get; None: x itself.
+        otherwise: what the other rows get; None: x itself (0 without `residual`).
         capacity: the most rows that may be kept; default all. What training saves is sized by it.
         return_cosine: also return cos(x, y), for the next layer's decision.
 
@@ -70,9 +75,9 @@ def gated_ffn(
         kept rows (0 where x or y is zero) and 1 for the others, without gradient.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; more kept rows than `capacity` (CPU; on a GPU the last
-            ones are treated as not kept). An inference call on the CPU that keeps nothing and has no else-branch looks
-            at x, keep and the outputs of down_proj alone.
+        ValueError: shapes, dtypes or devices that do not fit; a cosine without `residual`; more kept rows than
+            `capacity` (CPU; on a GPU the last ones are treated as not kept). An inference call on the CPU that keeps
+            nothing and has no else-branch looks at x, keep and the outputs of down_proj alone.
 
     Gradient:
         To x, all weights of both branches, and `gate`: `dgate = s * <dy, FFN(norm(x))>` for kept rows, 0 for the
@@ -89,11 +94,10 @@ def gated_ffn(
     op = "gated_ffn"
     inner = down_proj.shape[-1] if down_proj.dim() == 2 else 0
     if nothing_runs(x, keep, down_proj.shape[0] if down_proj.dim() == 2 else 0, otherwise):
-        y = x.clone(memory_format=torch.contiguous_format)
-        return (y, y.new_ones(keep.shape, dtype=accumulate_dtype(x.dtype))) if return_cosine else y
+        return untouched(op, x, keep, residual, return_cosine)
     return run_gated_ffn(
         op, x, keep, gate_up_proj, down_proj, (0, inner), gate, norm, gate_up_bias, down_bias, activation, gated,
-        residual_scale, otherwise, capacity, return_cosine,
+        residual, residual_scale, otherwise, capacity, return_cosine,
     )  # fmt: skip
 
 
@@ -110,6 +114,7 @@ def prefix_ffn(
     down_bias: Tensor | None = None,
     activation: Activation = "silu",
     gated: bool = True,
+    residual: bool = True,
     residual_scale: float = 1.0,
     otherwise: Otherwise | None = None,
     capacity: int | None = None,
@@ -134,7 +139,7 @@ def prefix_ffn(
     """
     return run_gated_ffn(
         "prefix_ffn", x, width_index, gate_up_proj, down_proj, tuple(widths), gate, norm, gate_up_bias, down_bias,
-        activation, gated, residual_scale, otherwise, capacity, return_cosine,
+        activation, gated, residual, residual_scale, otherwise, capacity, return_cosine,
     )  # fmt: skip
 
 
@@ -151,6 +156,7 @@ def run_gated_ffn(
     down_bias: Tensor | None,
     activation: Activation,
     gated: bool,
+    residual: bool,
     residual_scale: float,
     otherwise: Otherwise | None,
     capacity: int | None,
@@ -158,6 +164,7 @@ def run_gated_ffn(
 ) -> Any:
     """Both functions in the name of `op`, checked as far as Python checks."""
     check_floating(op, x=x, gate=gate)
+    check_cosine(op, residual, return_cosine)
     choices = decisions_of(op, x, choice, widths)
     gate_up_proj = one_matrix(op, gate_up_proj, down_proj)
     check_weights(op, x, gate_up_proj, down_proj=down_proj, gate_up_bias=gate_up_bias, down_bias=down_bias)
@@ -181,8 +188,8 @@ def run_gated_ffn(
         activation_index(op, activation),
         gated,
         residual_scale,
-        not mixed,
-        branch.adds_x and not mixed,
+        residual and not mixed,
+        branch.adds_x and residual and not mixed,
         *branch.options,
         return_cosine and not mixed,
     )
@@ -191,6 +198,6 @@ def run_gated_ffn(
     y, cosine, row_offsets = outputs[:3]
     record_gated_ffn(op, row_offsets, rows.shape, widths, gate_up_proj, down_proj, branch)
     if mixed:
-        y, cosine = add_to_stream(rows, y, choices, widths, branch, return_cosine)
+        y, cosine = add_to_stream(rows, y, choices, widths, branch, residual, return_cosine)
     y = y.view(x.shape)
     return (y, cosine.view(x.shape[:-1])) if return_cosine else y

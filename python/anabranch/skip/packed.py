@@ -16,12 +16,14 @@ from anabranch.skip.arguments import (
     Matrices,
     activation_index,
     add_to_stream,
+    check_cosine,
     decisions_of,
     nothing_runs,
     one_matrix,
     otherwise_arguments,
     record_widths,
     row_gate,
+    untouched,
 )
 from anabranch.skip.norm import Norm, norm_arguments
 from anabranch.skip.otherwise import Otherwise
@@ -55,6 +57,7 @@ class PackedFfn:
         gate: Tensor | None = None,
         norm: Norm | None = None,
         activation: Activation = "silu",
+        residual: bool = True,
         residual_scale: float = 1.0,
         otherwise: Otherwise | None = None,
         return_cosine: bool = False,
@@ -77,10 +80,11 @@ class PackedFfn:
         """
         op = "gated_ffn"
         if nothing_runs(x, keep, self.experts.in_features, otherwise):
-            y = x.clone(memory_format=torch.contiguous_format)
-            return (y, y.new_ones(keep.shape, dtype=accumulate_dtype(x.dtype))) if return_cosine else y
+            return untouched(op, x, keep, residual, return_cosine)
         widths = (0, self.experts.intermediate)
-        return self._run(op, x, keep, widths, gate, norm, activation, residual_scale, otherwise, return_cosine)
+        return self._run(
+            op, x, keep, widths, gate, norm, activation, residual, residual_scale, otherwise, return_cosine
+        )
 
     def prefix(
         self,
@@ -91,6 +95,7 @@ class PackedFfn:
         gate: Tensor | None = None,
         norm: Norm | None = None,
         activation: Activation = "silu",
+        residual: bool = True,
         residual_scale: float = 1.0,
         otherwise: Otherwise | None = None,
         return_cosine: bool = False,
@@ -101,7 +106,7 @@ class PackedFfn:
             As `prefix_ffn`, each width rounded up to a multiple of 32.
         """
         return self._run(
-            "prefix_ffn", x, width_index, tuple(widths), gate, norm, activation, residual_scale, otherwise,
+            "prefix_ffn", x, width_index, tuple(widths), gate, norm, activation, residual, residual_scale, otherwise,
             return_cosine,
         )  # fmt: skip
 
@@ -114,11 +119,13 @@ class PackedFfn:
         gate: Tensor | None,
         norm: Norm | None,
         activation: Activation,
+        residual: bool,
         residual_scale: float,
         otherwise: Otherwise | None,
         return_cosine: bool,
     ) -> Any:
         check_floating(op, x=x, gate=gate)
+        check_cosine(op, residual, return_cosine)
         choices = decisions_of(op, x, choice, widths)
         packed = self.experts
         if x.device != packed.gate_up.device:
@@ -165,8 +172,8 @@ class PackedFfn:
             activation_index(op, activation),
             packed.gated,
             residual_scale,
-            not mixed,
-            branch.adds_x and not mixed,
+            residual and not mixed,
+            branch.adds_x and residual and not mixed,
             *branch.options,
             return_cosine and not mixed,
             packed.isa,
@@ -174,7 +181,7 @@ class PackedFfn:
         parts = 2 if packed.gated else 1
         record_widths(op, row_offsets, rows.shape, widths, parts, packed.gate_up.element_size(), branch)
         if mixed:
-            y, cosine = add_to_stream(rows, y, choices, widths, branch, return_cosine)
+            y, cosine = add_to_stream(rows, y, choices, widths, branch, residual, return_cosine)
         y = y.view(x.shape)
         return (y, cosine.view(x.shape[:-1])) if return_cosine else y
 

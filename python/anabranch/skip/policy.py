@@ -102,6 +102,7 @@ class Width:
 
 
 Decision: TypeAlias = Layer | Keep | Width | None
+"""What `Policy.decide` answers; None leaves the layer as the model has it."""
 
 
 class State:

@@ -14,7 +14,8 @@ from anabranch.temporal.negatives import NegativeSampler
 from anabranch.temporal.pair_encode import pair_encode
 from anabranch.temporal.pair_join import pair_join
 from anabranch.temporal.random_projections import RandomProjections
-from anabranch.temporal.recent_neighbors import RecentEvents, RecentNeighbors
+from anabranch.temporal.recent_neighbors import RecentNeighbors
+from anabranch.temporal.recent_rows import RecentEvents
 from anabranch.temporal.row_intersect import row_set, row_set_sum
 from anabranch.temporal.running_mean import RunningMean, degree_encoding, masked_mean_sum
 from anabranch.temporal.running_moments import MemoryCorrection, RunningMoments, coherence_loss

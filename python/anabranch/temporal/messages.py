@@ -38,7 +38,13 @@ class TimeEncoder(nn.Module):
 
 
 class IdentityMessage(nn.Module):
-    """`[z_src; z_dst; raw_msg; t_enc]`, as it is."""
+    """`[z_src; z_dst; raw_msg; t_enc]`, as it is.
+
+    Args:
+        raw_msg_dim: numbers of an event's features.
+        memory_dim: numbers of a memory.
+        time_dim: numbers of an encoded time.
+    """
 
     def __init__(self, raw_msg_dim: int, memory_dim: int, time_dim: int) -> None:
         super().__init__()

@@ -50,6 +50,9 @@ def gru_weights(linear_weight: Tensor | None, cell: nn.GRUCell) -> GruWeights:
 
     Raises:
         ValueError: linear_weight is not of the cell's input size.
+
+    Cost:
+        One product of `[3F, H]` and `[H, K]`.
     """
     if linear_weight is None:
         weight = cell.weight_ih
@@ -103,8 +106,8 @@ def ncache_read(
         `NCacheRows`.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; on the CPU also nodes out of range and events past
-            edge_features.
+        ValueError: shapes, dtypes or devices that do not fit; on the CPU also nodes out of range, events past
+            edge_features, and features with a NaN in a row that was read.
 
     Gradient:
         From z to states, node_features, edge_features, frequency, phase and gru; each only where it is wanted, in an

@@ -30,7 +30,8 @@ def pair_encode(
 
     Args:
         keys: int64 `[R, S]`, negative where a slot is empty. At most 1024 slots.
-        z: `[R, S, F]`; float32, bfloat16, float16 or float64. On a GPU `2 * S * F` at most 8192.
+        z: `[R, S, F]`; float32, bfloat16, float16 or float64. On a GPU a pair takes up to
+            `S * (88 + 8 * F)` bytes (float64: `16 * F`) of a block's shared memory, and the device limits it.
         slot_codes: int32 `[S]`, the bit of each slot's hop: 1, 2 or 4.
         left, right: int64 `[P]`, rows of keys. A row may be in any number of pairs.
         weight: `[H, F]`, converted to the dtype of z.

@@ -17,7 +17,8 @@ def pair_join(
     """Joins pairs of rows of slots by key, on chip.
 
     Args:
-        keys: int64 `[R, S]`, negative where a slot is empty. At most 1024 slots. A key sits in a hop at most once.
+        keys: int64 `[R, S]`, negative where a slot is empty. At most 1024 slots; on a GPU a pair takes up to 72 bytes a
+            slot of a block's shared memory. A key sits in a hop at most once.
         z: `[R, S, F]`; float32, bfloat16, float16 or float64.
         slot_codes: int32 `[S]`, the bit of each slot's hop: 1, 2 or 4.
         left, right: int64 `[P]`, rows of keys. A row may be in any number of pairs.

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from anabranch.core.arguments import call_as, check_same_device
+from anabranch.core.arguments import call_as
 from anabranch.core.library import ops
+from anabranch.temporal.recent_rows import RecentEvents, row_words
 from anabranch.temporal.whole_state import WholeState, described, has_values, largest_id
 
 _DIRECTIONS = {"both": 0, "out": 1, "in": 2}
-
-
-class RecentEvents(NamedTuple):
-    """The last k events of nodes, int64 `[..., k]` each, oldest first; -1 in front where there are fewer.
-
-    Times may be negative: where an entry is missing, `neighbors < 0`.
-    """
-
-    neighbors: Tensor
-    times: Tensor
-    event_ids: Tensor
-
-
-def _row_words(capacity: int) -> int:
-    """As include/anabranch/temporal/recent_neighbors.hpp has it: three arrays and a count, in whole lines."""
-    return (3 * capacity + 1 + 7) // 8 * 8
 
 
 class RecentNeighbors(WholeState):
@@ -57,7 +42,7 @@ class RecentNeighbors(WholeState):
 
     Results and state are the same bit for bit for every number of threads, and on the CPU and a GPU. No call waits for
     a GPU. Nothing here is differentiable. On a GPU values are not checked: an event with a node out of range is
-    skipped, and a lookup of one finds nothing.
+    as if it were not in the batch, and a lookup of one finds nothing.
     """
 
     rows: Tensor
@@ -92,7 +77,7 @@ class RecentNeighbors(WholeState):
         self._capacity = 2 * k if causal else k
         self._direction = _DIRECTIONS[direction]
         self.register_buffer(
-            "rows", torch.empty(num_nodes, _row_words(self._capacity), dtype=torch.int64, device=device)
+            "rows", torch.empty(num_nodes, row_words(self._capacity), dtype=torch.int64, device=device)
         )
         self.register_buffer("latest", torch.empty(1, dtype=torch.int64, device=device))
         self.register_buffer("num_events", torch.empty(1, dtype=torch.int64, device=device))
@@ -125,7 +110,6 @@ class RecentNeighbors(WholeState):
         """
         buffers: Any = self._buffers  # not self.rows: Module.__getattr__ takes longer than the op has to spare
         rows = buffers["rows"]
-        check_same_device("insert", "rows", rows, src=src, dst=dst, time=time, event_id=event_id)
         call_as(
             "insert",
             ops.recent_neighbors_insert,
@@ -162,7 +146,6 @@ class RecentNeighbors(WholeState):
         """
         buffers: Any = self._buffers
         rows = buffers["rows"]
-        check_same_device("lookup", "rows", rows, nodes=nodes, time=time)
         if time is not None and time.shape != nodes.shape:
             raise ValueError(
                 f"lookup: time has shape {tuple(time.shape)}, must be {tuple(nodes.shape)} like nodes; "
@@ -174,7 +157,7 @@ class RecentNeighbors(WholeState):
         )
         if nodes.dim() != 1:
             found = [one.view(*nodes.shape, self.k) for one in found]
-        return RecentEvents(*found)
+        return RecentEvents._make(found)
 
     def lookup_and_insert(
         self, src: Tensor, dst: Tensor, time: Tensor, queries: Tensor, event_id: Tensor | None = None
@@ -197,9 +180,6 @@ class RecentNeighbors(WholeState):
         """
         buffers: Any = self._buffers  # not self.rows: Module.__getattr__ takes longer than the op has to spare
         rows = buffers["rows"]
-        check_same_device(
-            "lookup_and_insert", "rows", rows, src=src, dst=dst, time=time, event_id=event_id, queries=queries
-        )
         found = call_as(
             "lookup_and_insert",
             ops.recent_neighbors_lookup_and_insert,
@@ -217,7 +197,7 @@ class RecentNeighbors(WholeState):
             self.allow_late,
             self.causal,
         )
-        return RecentEvents(*found)
+        return RecentEvents._make(found)
 
     def degrees(self) -> Tensor:
         """int64 `[num_nodes]`: how many events each node ever had, those lost included; a self-loop is one."""
@@ -261,34 +241,3 @@ class RecentNeighbors(WholeState):
             yield f"layout is {described(layout)}, must be {own}; make the module with k, causal and direction of that"
         elif not problems and (node := largest_id({"rows": rows[:, : self._capacity]}, "rows")) >= self.num_nodes:
             yield f"rows holds node {node}, must be below {self.num_nodes}; the state is damaged"
-
-
-@torch.library.register_fake("anabranch::recent_neighbors_clear")
-def _(rows: Tensor, latest: Tensor, num_events: Tensor, capacity: int) -> None:
-    return None
-
-
-@torch.library.register_fake("anabranch::recent_neighbors_insert")
-def _(rows: Tensor, latest: Tensor, num_events: Tensor, src: Tensor, *rest: Any) -> None:
-    return None
-
-
-@torch.library.register_fake("anabranch::recent_neighbors_lookup")
-def _(rows: Tensor, nodes: Tensor, time: Tensor | None, k: int, capacity: int) -> tuple[Tensor, ...]:
-    return tuple(rows.new_empty(nodes.shape[0], k) for _ in range(3))
-
-
-@torch.library.register_fake("anabranch::recent_neighbors_lookup_and_insert")
-def _(
-    rows: Tensor,
-    latest: Tensor,
-    num_events: Tensor,
-    src: Tensor,
-    dst: Tensor,
-    time: Tensor,
-    event_id: Tensor | None,
-    queries: Tensor,
-    k: int,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    return tuple(rows.new_empty(*queries.shape, k) for _ in range(3))

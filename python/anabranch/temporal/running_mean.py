@@ -84,6 +84,9 @@ def degree_encoding(degrees: Tensor, dim: int, *, base: float = 10000.0) -> Tens
 
     Raises:
         ValueError: dim is odd or not positive.
+
+    Cost:
+        Writes dim numbers a degree, a sine or a cosine each.
     """
     if dim <= 0 or dim % 2:
         raise ValueError(f"degree_encoding: dim is {dim}, must be even and positive; a wave takes two")

@@ -26,8 +26,8 @@ def ordered_scatter_add_(table: Tensor, index: Tensor, values: Tensor, weights: 
         The table.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; an index of N or more (CPU; passed over on a GPU). The
-            table is then untouched.
+        ValueError: shapes, dtypes or devices that do not fit; what is read lies in the table; an index of N or more
+            (CPU; passed over on a GPU). The table is then untouched.
 
     Gradient:
         None: a state is written. Give it detached values.
@@ -52,8 +52,8 @@ def ordered_scatter_(table: Tensor, index: Tensor, values: Tensor) -> Tensor:
         The table.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit; an index of N or more (CPU; passed over on a GPU). The
-            table is then untouched.
+        ValueError: shapes, dtypes or devices that do not fit; what is read lies in the table; an index of N or more
+            (CPU; passed over on a GPU). The table is then untouched.
 
     Gradient:
         None: a state is written. Give it detached values.
@@ -81,7 +81,7 @@ def latest_of_node(nodes: Tensor, time: Tensor, event_id: Tensor | None = None) 
         ValueError: shapes, dtypes or devices that do not fit.
 
     Cost:
-        O(E) on the CPU; E^2 / 32 loads of 32 from the second cache on a GPU, where that is below a sort for thousands.
+        O(E) on the CPU; E^2 / 32 loads of 32 from L2 on a GPU, by estimate less than a sort for thousands.
     """
     check_same_device("latest_of_node", "nodes", nodes, time=time, event_id=event_id)
     return ops.latest_of_node(nodes, time, event_id)

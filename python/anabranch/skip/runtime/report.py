@@ -109,6 +109,9 @@ def report(model: nn.Module, limits: Limits | None = None) -> Report:
         model: with a policy applied.
         limits: peak and bandwidth; None measures them (on a CPU a second, and 512 MB for that time).
 
+    Returns:
+        A `Report`; `print` shows it as a table, a row for each layer.
+
     Raises:
         ValueError: no policy is applied.
 

@@ -73,6 +73,9 @@ def oracle_search(
         costs: of each action, rising; default 0, 1, 2, ...
         max_patterns: most that are evaluated; "beam" stops there too.
 
+    Returns:
+        An `OracleResult`: of each token the best pattern within the budget, of each pattern its cost and mean loss.
+
     Raises:
         ValueError: an argument out of range, a budget below the cheapest pattern, too many patterns for "exhaustive",
             or losses of another shape from call to call.

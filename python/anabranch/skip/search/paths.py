@@ -126,8 +126,18 @@ def _moves(path: Path) -> Iterator[Path]:
 def path_labels(path: Sequence[int], num_layers: int) -> list[int]:
     """The `Action` of each layer in a path: how often it runs. A row of labels for `LayerRouter.teacher_forcing`.
 
+    Args:
+        path: the layers that run, in order, as `mcts_paths` gives them.
+        num_layers: of the model.
+
+    Returns:
+        `num_layers` numbers: 0, 1 or 2.
+
     Raises:
         ValueError: a path that is not ascending, with a layer out of range or more than twice.
+
+    Cost:
+        O(num_layers).
     """
     labels = [0] * num_layers
     ascending = all(a <= b for a, b in itertools.pairwise(path))

@@ -11,7 +11,8 @@
 #include <utility>
 
 #include "anabranch/core/cpu_features.hpp"
-#include "anabranch/mixers/number.hpp"
+#include "anabranch/core/number.hpp"
+#include "anabranch/core/vector_exp.hpp"
 
 namespace anabranch::detail {
 
@@ -62,34 +63,12 @@ struct Lanes {
     return a;
   }
 
-  /// e^a within 2 units in the last place, 0 far below; above the range its largest value. Cody-Waite reduction to
-  /// |r| <= ln(2) / 2 and Taylor's polynomial, of degree 7 for float and 13 for double.
+  /// e^a as exp_in_range has it, 0 far below; above the range its largest value.
   [[gnu::always_inline]] friend Lanes exp_of(Lanes a) {
-    constexpr bool is_float = sizeof(S) == 4;
-    constexpr S lowest = is_float ? S(-87) : S(-708), highest = is_float ? S(88) : S(709);
-    constexpr S shifter = is_float ? S(12582912) : S(6755399441055744);  // 1.5 * 2^23, 2^52: adding it rounds
-    constexpr S ln2_high = is_float ? S(0.693359375) : S(6.93147180369123816490e-01);
-    constexpr S ln2_low = is_float ? S(-2.12194440e-4) : S(1.90821492927058770002e-10);
-    const Vector low = lowest - Vector{}, high = highest - Vector{};
+    const Vector low = exp_lowest<S> - Vector{}, high = exp_highest<S> - Vector{}, zero{};
     Vector x = a.v < low ? low : a.v;
     x = x > high ? high : x;
-    const Vector n = (x * S(1.44269504088896341) + shifter) - shifter;
-    const Vector r = (x - n * ln2_high) - n * ln2_low;
-    constexpr int degree = is_float ? 7 : 13;
-    constexpr auto inverse_factorial = [](int k) {
-      double f = 1;
-      for (int i = 2; i <= k; ++i) f *= i;
-      return static_cast<S>(1 / f);
-    };
-    Vector polynomial = inverse_factorial(degree) - Vector{};
-    [&]<int... k>(std::integer_sequence<int, k...>) __attribute__((always_inline)) {
-      ((polynomial = polynomial * r + inverse_factorial(degree - 1 - k)), ...);
-    }(std::make_integer_sequence<int, degree>{});
-    constexpr int mantissa = is_float ? 23 : 52, bias = is_float ? 127 : 1023;
-    const Mask exponent = (__builtin_convertvector(n, Mask) + bias) << mantissa;
-    Vector power;
-    std::memcpy(&power, &exponent, sizeof(power));
-    const Vector result = polynomial * power, zero{};
+    const Vector result = exp_in_range<S, Mask>(x);
     return a.v < low ? zero : result;
   }
 };

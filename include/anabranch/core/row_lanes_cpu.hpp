@@ -5,7 +5,7 @@
 #include <immintrin.h>
 #endif
 
-#include "anabranch/mixers/lanes_cpu.hpp"
+#include "anabranch/core/lanes_cpu.hpp"
 
 namespace anabranch::detail {
 

@@ -53,7 +53,7 @@ def train(model: NAT, edges: EdgeList, split: TimeSplit, options: argparse.Names
         )
         found = evaluate(model, split.validation, sampler, unseen_nodes(split.train))
         speed = len(split.train) / seconds
-        print(f"epoch {epoch + 1}: {speed:,.0f} events/s, validation AP {found.ap:.4f}", flush=True)
+        print(f"epoch {epoch + 1}: {speed:,.0f} events/s, validation AP {found.all.ap:.4f}", flush=True)
 
 
 def main() -> None:
@@ -84,7 +84,8 @@ def main() -> None:
     unseen = unseen_nodes(split.train)
     evaluate(model, split.validation, sampler, unseen)
     test = evaluate(model, split.test, sampler, unseen)
-    print(f"test AP {test.ap:.4f}, AUC {test.auc:.4f}; with nodes new to it AP {test.inductive_ap:.4f}")
+    known, new = test.transductive.ap, test.inductive.ap
+    print(f"test AP {test.all.ap:.4f}, AUC {test.all.auc:.4f}; transductive AP {known:.4f}, inductive {new:.4f}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 //   keys[number] != key                  only now a branch: another key holds the place; some in a hundred slots
 // An empty slot takes place -1, which stays free, and its key's sums go to a spare number. A row without empty slots,
 // as rows are once a cache is warm, is spared all of that. Measured for 98 slots and 4 floats of z, in the first
-// cache: 285 ns at 11 cycles a slot, where a loop with branches for new keys took 600.
+// cache: some 340 ns for full rows of 49, where a loop with branches for new keys took 550 to 800.
 //
 // Up to 64 slots the table is 2 KB of bytes, 16 places for each of 128 keys, its size a constant; it is cleared before
 // each pair by 32 stores. Beyond that it has eight places a key of 16 bits.

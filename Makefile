@@ -32,7 +32,9 @@ build: $(VENV)/tools
 demo: build
 	$(PY) -m anabranch demo
 
+# With the peers that pip has; those that are missing all the same are named.
 bench: build
+	$(PIP) install "transformers>=5.0" sortedcontainers BTrees torch_geometric
 	$(PY) -m anabranch bench --out build/bench
 
 # A link to what does not exist ends it. What the pages' examples do is tested too.

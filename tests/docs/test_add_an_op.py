@@ -26,6 +26,9 @@ needs_the_sources = pytest.mark.skipif(
     not (ROOT / "csrc").exists() or shutil.which(COMPILER) is None,
     reason="an installed wheel has no sources beside its tests, or there is no compiler",
 )
+followed_already = pytest.mark.skipif(
+    (ROOT / "include/anabranch/plan/scale_rows.hpp").exists(), reason="the page has been followed in this tree"
+)
 
 
 def files_of_page() -> list[tuple[str, str, str]]:
@@ -43,14 +46,14 @@ def write(tree: Path) -> list[str]:
             assert not target.exists(), f"{path} exists already"
             target.write_text(text, encoding="utf-8")
             continue
-        lines, anchor = target.read_text(encoding="utf-8").split("\n"), ""
+        lines, position = target.read_text(encoding="utf-8").split("\n"), 0
         for line in text.splitlines():
             if line.startswith("+"):
-                lines.insert(lines.index(anchor) + 1, line[1:])
-                anchor = line[1:]
+                lines.insert(position, line[1:])
             else:
-                anchor = line[1:]
-                assert lines.count(anchor) == 1, f"{path} has not one line {anchor!r}"
+                assert lines.count(line[1:]) == 1, f"{path} has not one line {line[1:]!r}"
+                position = lines.index(line[1:])
+            position += 1
         target.write_text("\n".join(lines), encoding="utf-8")
     return [path for path, _, _ in found]
 
@@ -70,6 +73,7 @@ def compile_together(tree: Path, *arguments: str) -> None:
 
 
 @needs_the_sources
+@followed_already
 def test_the_page_works(tmp_path: Path) -> None:
     for folder in ("csrc", "include", "tests", "python"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
@@ -98,7 +102,8 @@ def test_the_page_works(tmp_path: Path) -> None:
         conftest.read_text(encoding="utf-8").replace("import torch\n", f"import torch\n\n{load}", 1), encoding="utf-8"
     )
     (test,) = [path for path in paths if Path(path).name.startswith("test_") and path.endswith(".py")]
-    command = [sys.executable, "-m", "pytest", "-q", test, "tests/test_every_op.py", "-k", "scale_rows"]
+    files = [test, "tests/test_every_op.py", "tests/cli/test_info.py"]
+    command = [sys.executable, "-m", "pytest", "-q", *files, "-k", "scale_rows or every_op_is_right_here"]
     result = subprocess.run(
         [*command, "-p", "no:cacheprovider"],
         cwd=tmp_path,
@@ -109,5 +114,5 @@ def test_the_page_works(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     passed = re.search(r"(\d+) passed", result.stdout)
-    # Those of the page, and opcheck in two dtypes and gradcheck.
-    assert passed is not None and int(passed[1]) >= 8 + 3, result.stdout
+    # Those of the page, opcheck in two dtypes, gradcheck, and the self-tests of all ops.
+    assert passed is not None and int(passed[1]) >= 8 + 4, result.stdout

@@ -19,7 +19,7 @@ from typing import Any
 from anabranch import __version__
 
 _LIBRARIES = {
-    "_C": ("the CPU kernels and every op", "reinstall anabranch: pip install --force-reinstall --no-deps anabranch"),
+    "_C": ("the CPU kernels and every op", "reinstall it with `pip install .`"),
     "_C_cuda": (
         "the CUDA kernels",
         "for CUDA, build where nvcc is found: pip install . --config-settings=cmake.define.ANABRANCH_CUDA=ON",

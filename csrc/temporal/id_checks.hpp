@@ -1,6 +1,8 @@
 // Ids of a batch on the CPU, where their values can be looked at before anything is written.
 #pragma once
 
+#include <string>
+
 #include "torch.hpp"
 
 namespace anabranch {
@@ -22,8 +24,11 @@ inline void check_ids(const char* op, const char* name, const Tensor& ids, int64
   if (outside >> 63 == 0) [[likely]]
     return;
   for (int64_t i = 0; i < size; ++i) {
-    check(values[i] < limit && (values[i] >= 0 || !refused), op, ": ", name, "[", i, "] is ", values[i],
-          ", must be in [0, ", limit, ")", refused ? "" : " or negative for none", "; ", remedy);
+    if (values[i] < limit && (values[i] >= 0 || !refused)) continue;
+    const int64_t columns = ids.dim() == 2 ? ids.size(1) : 1;
+    const std::string place = std::to_string(i / columns) + (ids.dim() == 2 ? ", " + std::to_string(i % columns) : "");
+    check(false, op, ": ", name, "[", place, "] is ", values[i], ", must be in [0, ", limit, ")",
+          refused ? "" : " or negative for none", "; ", remedy);
   }
 }
 

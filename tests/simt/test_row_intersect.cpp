@@ -99,6 +99,24 @@ void check_wide() {
   check_sums<double>(problem, 0, random, 2);
 }
 
+/// Rows that name ids more than once are no sets: which of their elements a sample has is left open, not that it ends
+/// and that it has some of them.
+void check_repeats() {
+  using Ids = std::vector<int64_t>;
+  Guarded<int64_t> offsets(Ids{0, 40, 41}), ids(Ids(41, 1)), left(Ids{0}), right(Ids{1});
+  ids.data()[0] = 0;
+  const RowPairs problem{offsets.data(),           ids.data(), left.data(), right.data(), 2, ids.size(), 1,
+                         RowSetMode::intersection, false};
+  for (const int64_t capacity : {1, 2, 30}) {
+    Guarded<int64_t> sample(capacity), sizes(1);
+    row_set_cuda(problem, capacity, 7, sample.data(), sizes.data(), nullptr);
+    for (const int64_t id : sample.values()) expect(id == 0 || id == 1 || id == -1, "a repeated id");
+    Guarded<float> x(std::vector<float>{1, 2}), weights(std::vector<float>(capacity, 1.0f)), out(1);
+    row_set_sum_cuda<float>(problem, {true, weights.data(), capacity, 7}, x.data(), 1, out.data(), nullptr);
+    expect(out.values()[0] <= 2.0f * static_cast<float>(capacity), "a sum of repeated ids");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -107,6 +125,7 @@ int main() {
     check_graph(45, 5, true);
     check_graph(1, 2, false);
     check_graph(5, 0, false);
+    check_repeats();
   });
   check_graph(300, 6, false);
   check_wide();

@@ -91,7 +91,10 @@ def test_nodes_without_a_row_and_negative_ids(bad: int) -> None:
     refuses(module, f"^insert: src{where}", lambda: module.insert(nodes, good, time))
     refuses(module, f"^insert: dst{where}", lambda: module.insert(good, nodes, time))
     refuses(module, f"^lookup: nodes{where}", lambda: module.lookup(nodes))
-    refuses(module, f"queries{where}", lambda: module.lookup_and_insert(good, good, time, nodes[:, None]))
+    both = torch.stack([good, nodes], 1)
+    refuses(
+        module, "queries" + where.replace(r"\[1", r"\[1, 1"), lambda: module.lookup_and_insert(good, good, time, both)
+    )
     if bad < 0:
         refuses(module, rf"event_id\[1\] is {bad}", lambda: module.insert(good, good, time, nodes))
     empty = RecentNeighbors(0, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from anabranch.temporal import (
     gru_weights,
     ordered_scatter_,
     ordered_scatter_add_,
+    random_projections,
 )
 
 
@@ -122,6 +124,8 @@ def test_nan_in_features_is_refused(cpu_isa: str, dtype: torch.dtype) -> None:
                 lambda m=memory, e=extra: m.update_state(src, dst, time, *e, raw))  # fmt: skip
     mean = RunningMean(4, 2, dtype=dtype)
     refuses([mean.sums, mean.count], "^update: values has a NaN in row 2", lambda: mean.update(src, raw))
+    moments = RunningMoments(4, 2, dtype=dtype)
+    refuses([moments.sums, moments.count], "^update: increments has a NaN in row 2", lambda: moments.update(src, raw))
     cache = NCache(4, (3,), 4, dtype=dtype)
     cache.update(src, dst, time, torch.arange(3), cache.read(torch.cat([src, dst])))
     sums = torch.float64 if dtype == torch.float64 else torch.float32
@@ -139,6 +143,26 @@ def test_nan_in_features_is_refused(cpu_isa: str, dtype: torch.dtype) -> None:
     assert cache.read_updated(nodes, good, raw.nan_to_num(), waves, waves, lost).z.isnan().any()
     with pytest.raises(ValueError, match=r"^NAT: edge_features has a NaN in row 2, must have none; "):
         NAT(4, raw)
+
+
+@pytest.mark.cpu
+def test_an_event_that_has_no_features_is_not_written() -> None:
+    model, edges = NAT(4, torch.randn(2, 3)), EdgeList.from_events(*torch.tensor([[0, 1, 2], [1, 2, 3], [5, 6, 7]]))
+    rows = model(edges.src, edges.dst, edges.dst[:, None])[2]
+    tables = [model.cache.keys, model.self_states, model.partner]
+    refuses(tables, "^insert: event_id has 2, must be below 2 as edge_features has 2 rows; ",
+            lambda: model.insert(edges, rows))  # fmt: skip
+    model.insert(edges[:2], model(edges.src[:2], edges.dst[:2], edges.dst[:2, None])[2])
+
+
+def test_an_event_that_a_gpu_passes_over_does_not_move_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+    skips = SimpleNamespace(random_projections_update=lambda *arguments: written.append(int(arguments[2])))
+    monkeypatch.setattr(random_projections, "check_nodes", lambda *arguments, **nodes: None)  # as where nobody looks
+    monkeypatch.setattr(random_projections, "ops", skips)
+    module = RandomProjections(4, 3)
+    module.update(*torch.tensor([[0, 4, 2, -1], [1, 0, 3, 2], [5, 600, 7, 700]]))
+    assert written == [7] == module.now.tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

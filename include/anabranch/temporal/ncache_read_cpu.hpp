@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "anabranch/core/check.hpp"
 #include "anabranch/core/cpu_features.hpp"
 #include "anabranch/temporal/ncache_project_cpu.hpp"
 #include "anabranch/temporal/ncache_read.hpp"
@@ -159,6 +160,8 @@ void ncache_read_cpu(const NCacheRead<T>& problem, T* z) {
   const auto kernels = ncache_read_kernels<T>();
   const detail::NCacheWeights<T> weights(problem, kernels.lanes);
   const auto& packed = weights.packed;
+  check(problem.count < int64_t{1} << 31, "ncache_read: nodes have ", problem.count,
+        " slots, must be below 2^31; read fewer nodes at once");
   const detail::DistinctNodes nodes(problem);
   const bool projects = 2 * nodes.count() <= problem.count;
   const Temporary<Sum> sums(projects ? nodes.count() * packed.columns : 0);

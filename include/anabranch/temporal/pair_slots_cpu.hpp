@@ -47,7 +47,6 @@ class SlotJoin {
   }
 
   int64_t count() const { return count_; }
-  const int64_t* keys() const { return keys_.data(); }
   const int32_t* codes() const { return codes_.data(); }
 
   /// All that pair_join gives for a pair, where it shall be; returns the number of keys.

@@ -90,7 +90,8 @@ __device__ inline HashBound bound_of_sample(const RowPairs& problem, int64_t pai
       count = counts[first_count + ++digit];
     }
     prefix = prefix << 8 | static_cast<uint64_t>(digit);
-    if (count == needed) return {shift, prefix};  // at shift 0 a digit has one hash: they are distinct
+    // At shift 0 a digit has one hash. They are distinct, but for a row that names an id twice.
+    if (count == needed || shift == 0) return {shift, prefix};
     __syncwarp();
   }
 }
@@ -108,7 +109,13 @@ __device__ int64_t walk_row_sample(const RowPairs& problem, int64_t pair, int64_
   if (size > capacity) {
     bound = bound_of_sample(problem, pair, chain, capacity, counts, static_cast<int>(threadIdx.x) / 32 * 256);
   }
-  walk_row_set(problem, pair, [&](int64_t id, bool in_set) { f(id, in_set && bound.keeps(chain, id)); });
+  int64_t taken = 0;  // of a row that names an id twice, more than the capacity may be within the bound
+  walk_row_set(problem, pair, [&](int64_t id, bool in_set) {
+    const bool within = in_set && bound.keeps(chain, id);
+    const unsigned all = __ballot_sync(kAllLanes, within), before = all & ((1u << threadIdx.x % 32) - 1);
+    f(id, within && taken + __popc(before) < capacity);
+    taken += __popc(all);
+  });
   return size;
 }
 

@@ -35,7 +35,7 @@ from anabranch.temporal import (
     ordered_scatter_,
     pair_encode,
 )
-from anabranch.temporal.stream_state import check_no_nan
+from anabranch.temporal.stream_state import check_no_nan, host_may_look
 from anabranch.temporal.whole_state import largest_id
 
 
@@ -205,8 +205,19 @@ class NAT(WholeState):
 
         Returns:
             The counts of `NCache.update`: writes offered, collisions and replacements in each hop.
+
+        Raises:
+            ValueError: as `NCache.update`; on the CPU also an event without a row of edge_features, which no later read
+                could find. Nothing has been written then.
         """
         src, dst = events.src, events.dst
+        if self.edge_features is not None and host_may_look(events.event_id):
+            known, newest_event = len(self.edge_features), int(events.event_id.max())
+            if newest_event >= known:
+                raise ValueError(
+                    f"insert: event_id has {newest_event}, must be below {known} as edge_features has {known} rows; make "
+                    "the model with the features of all events"
+                )
         stats = self.cache.update(src, dst, events.time, events.event_id, rows.cache)
         ends = torch.cat([src, dst])
         ordered_scatter_(self.self_states, ends, rows.self_states[: len(ends)])

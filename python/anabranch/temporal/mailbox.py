@@ -193,7 +193,10 @@ class LogMailbox(WholeState):
             used, (begin, end) = int(size), ranges.unbind(1)
             slots = words[: max(0, used), 4]
             fits = 0 <= used <= words.shape[0] and bool(((begin >= 0) & (begin <= end) & (end <= used)).all())
-            if not fits or not bool(((slots >= 0) & (slots < ranges.shape[0])).all()):
+            named = bool(((slots >= 0) & (slots < ranges.shape[0])).all()) and bool(
+                (words[: max(0, used), 0] >= 0).all()
+            )
+            if not fits or not named:
                 yield f"ranges and words are not those of a log of {used} events, must be; the state is damaged"
 
     def make_room_for(self, given: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ class TimeEncoder(nn.Module):
     """`cos(w t + b)`, learned: times of any dtype `[...]` to `[n, out_channels]` in that of the weights.
 
     The angle is computed in double and reduced before it is rounded, so that long times and weights of 16 bits keep
-    their digits while it is below 2^50. Cosines of small angles are also the cheaper ones: 0.17 instead of 0.37 ms for
-    400 times and 100 waves.
+    their digits: its error is about angle * 2^-52. Cosines of small angles are also the cheaper ones: 0.17 instead of
+    0.37 ms for 400 times and 100 waves.
     """
 
     def __init__(self, out_channels: int) -> None:

@@ -200,10 +200,13 @@ class NCache(WholeState):
         if self.keys.device.type == "cpu" and self.keys.is_shared():
             raise ValueError("grow: the cache is in shared memory, must be private; grow before share_memory()")
         more = num_nodes - self.num_nodes
-        for name in _TABLES:
-            table = getattr(self, name)
-            empty = 0 if name == "states" else -1
-            setattr(self, name, torch.cat([table, table.new_full((more, *table.shape[1:]), empty)]))
+        tables = [getattr(self, name) for name in _TABLES]
+        larger = [
+            torch.cat([table, table.new_full((more, *table.shape[1:]), 0 if name == "states" else -1)])
+            for name, table in zip(_TABLES, tables, strict=True)
+        ]
+        for name, table in zip(_TABLES, larger, strict=True):  # once there is memory for all of them
+            setattr(self, name, table)
 
     @torch.no_grad()
     def reset(self) -> None:

@@ -116,8 +116,9 @@ def ncache_read(
 
     Cost:
         Per occupied slot 24 + (D + De + 2F) * size bytes read and 6F(D + De + Dt + F) FLOPs; the backward twice the
-        FLOPs. Empty slots cost nothing. One launch on a GPU, two backward, and one for each 16384 slots and table whose
-        gradient is wanted.
+        FLOPs. On a CPU the D of a node are multiplied once a batch where slots are at least twice the nodes that they
+        name. Empty slots cost no more than being passed over. One launch on a GPU, two backward, and one for each
+        16384 slots and table whose gradient is wanted.
 
     Source:
         Luo and Li, "Neighborhood-aware Scalable Temporal Network Representation Learning", arXiv 2209.01084: the

@@ -84,7 +84,8 @@ class RandomProjections(WholeState):
         check_like_nodes("update", self.table, src.shape[0], dst=dst, time=time)
         if src.shape[0] == 0:
             return
-        now = torch.maximum(self.now, time.amax())
+        known = ((src >= 0) & (src < self.num_nodes)) & ((dst >= 0) & (dst < self.num_nodes))  # all, on a CPU
+        now = torch.maximum(self.now, torch.where(known, time, _BEFORE_ALL).amax())
         ops.random_projections_update(self.table, self.last_time, now, src, dst, time, self.decay)
         self.now.copy_(now)
 

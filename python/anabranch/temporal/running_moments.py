@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from anabranch.temporal.running_sums import RunningSums
-from anabranch.temporal.stream_state import check_nodes
+from anabranch.temporal.stream_state import check_no_nan, check_nodes
 
 
 class RunningMoments(RunningSums):
@@ -42,13 +42,14 @@ class RunningMoments(RunningSums):
             increments: `[n, dim]`, in the dtype of the sums. No gradient is kept.
 
         Raises:
-            ValueError: shapes, dtypes or devices that do not fit; a node of num_nodes or more (CPU; passed over on a
-                GPU). Nothing has been written then.
+            ValueError: shapes, dtypes or devices that do not fit; on the CPU a NaN or a node of num_nodes or more, which
+                a GPU passes over. Nothing has been written then.
 
         Cost:
             Reads and writes 2 * dim sums of each node in the batch, and of no other.
         """
         self.check_update(nodes, increments=increments)
+        check_no_nan("update", increments=increments)
         self.add(nodes, torch.cat([increments, increments * increments], 1))
 
     def mean(self, nodes: Tensor) -> Tensor:

@@ -145,7 +145,14 @@ def _row_sets() -> float:
     ids, _ = row_set(*graph, left, right, "intersection", 4)
     listed = torch.stack([(ids == node).any(1) for node in range(4)], 1)
     summed = compare(lambda x: row_set_sum(x, *graph, left, right), lambda x: common.to(x.dtype) @ x, x)
-    return max(summed, worst_error([listed], [common]))
+
+    def weighted(x: Tensor, weights: Tensor) -> Tensor:
+        return row_set_sum(x, *graph, left, right, weights=weights)
+
+    def expected(x: Tensor, weights: Tensor) -> Tensor:
+        return (torch.where(ids >= 0, weights, 0).unsqueeze(2) * x[ids.clamp_min(0)]).sum(1)
+
+    return max(summed, worst_error([listed], [common]), compare(weighted, expected, x, torch.randn(3, 4)))
 
 
 def _ordered_scatter() -> float:
@@ -184,7 +191,7 @@ def self_tests() -> list[SelfTest]:
         SelfTest(("ncache_read", "ncache_read_backward"), _ncache_read, ("temporal/ncache_read",), tolerance=1e-4),
         SelfTest(("pair_join", "pair_join_backward"), _pair_join),
         SelfTest(("pair_encode", "pair_encode_backward"), _pair_encode, ("temporal/pair_encode",)),
-        SelfTest(("row_set_sum", "row_set_sum_backward", "row_set"), _row_sets, ("temporal/row_sums",)),
+        SelfTest(("row_set_sum", "row_set_sum_backward", "row_set_dot", "row_set"), _row_sets, ("temporal/row_sums",)),
         SelfTest(("ordered_scatter", "ordered_scatter_add", "latest_of_node"), _ordered_scatter),
         SelfTest(("random_projections_update",), _random_projections),
     ]

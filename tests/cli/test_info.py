@@ -14,7 +14,8 @@ import torch
 
 import anabranch
 from anabranch.cli import info_ops
-from anabranch.cli.info import ISAS, main
+from anabranch.cli.info import main
+from anabranch.cli.isas import ISAS
 from anabranch.core.self_test import SelfTest, worst_error
 
 pytestmark = pytest.mark.cpu

@@ -35,8 +35,7 @@ from anabranch.cli.bench_rows import CpuStopwatch, CudaStopwatch, Row, Workload
 from anabranch.cli.bench_settings import Settings
 from anabranch.cli.bench_tables import bar_lines
 from anabranch.cli.machine import freed_memory_kept
-from anabranch.cli.main import INTERRUPTED, PIPE_CLOSED
-from anabranch.cli.output import write_files
+from anabranch.cli.output import INTERRUPTED, PIPE_CLOSED, write_files
 from anabranch.cli.progress import StatusLine
 
 

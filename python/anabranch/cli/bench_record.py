@@ -28,12 +28,12 @@ from anabranch.cli.bench_index_rows import IndexRow
 from anabranch.cli.bench_limits import FoundLimits
 from anabranch.cli.bench_peers import Absent
 from anabranch.cli.bench_rows import Row, Target
+from anabranch.cli.isas import ISAS
 from anabranch.cli.machine import Limits, device_name
 from anabranch.core.library import ops
 
 SCHEMA = 1
 _PACKAGES = ("anabranch", "torch", "numpy", "transformers", "sortedcontainers", "BTrees", "torch_geometric")
-_ISA_NAMES = ("portable", "AVX2", "AVX-512", "AVX-512 BF16")
 
 
 @dataclasses.dataclass
@@ -84,7 +84,7 @@ def new_record(device: torch.device, absent: list[Absent], quick: bool) -> Recor
         "device": device_name(device),
         "system": platform.platform(),
         "cores": os.cpu_count(),
-        "cpu_kernels": _ISA_NAMES[ops.cpu_isa()],
+        "cpu_kernels": tuple(ISAS.values())[ops.cpu_isa()],
     }
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:

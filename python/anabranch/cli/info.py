@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from anabranch import __version__
+from anabranch.cli.isas import ISAS
 
 _LIBRARIES = {
     "_C": ("the CPU kernels and every op", "reinstall it with `pip install .`"),
@@ -114,7 +115,3 @@ def _libraries() -> dict[str, Any]:
     _line("for CPUs", ", ".join(ISAS[isa] for isa in ISAS if any(k.endswith(f"_{isa}") for k in record["kernels"])))
     _line("for GPUs", record.get("cuda_architectures", "none"), "compute capabilities; a: with Hopper's tensor cores")
     return record
-
-
-# By the suffix of a kernel's file, slowest first: include/anabranch/core/cpu_features.hpp counts in this order.
-ISAS = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512", "avx512bf16": "AVX-512 BF16"}

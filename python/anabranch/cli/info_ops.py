@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import anabranch
-from anabranch.cli.info import ISAS
+from anabranch.cli.isas import ISAS
 from anabranch.core.library import has_cuda_kernels, ops
 from anabranch.core.self_test import SelfTest
 

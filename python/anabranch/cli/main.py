@@ -7,8 +7,7 @@ import os
 import sys
 
 from anabranch.cli.arguments import PROGRAM, parser
-
-INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 and the number of the signal, as shells have it
+from anabranch.cli.output import INTERRUPTED, PIPE_CLOSED, check_file
 
 
 def main(arguments: list[str]) -> int:
@@ -42,8 +41,6 @@ def main(arguments: list[str]) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from anabranch.cli.output import check_file
-
     if not 0 < options.minutes < float("inf"):
         raise ValueError(f"--minutes is {options.minutes}, must be positive; give some minutes")
     if options.epochs < 1:

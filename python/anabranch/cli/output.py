@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+INTERRUPTED, PIPE_CLOSED = 130, 141  # exit statuses: 128 and the number of the signal, as shells have it
+
 
 def check_file(option: str, path: Path) -> None:
     """Whether the file can be written, before anything is done for it.

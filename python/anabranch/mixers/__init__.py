@@ -4,15 +4,11 @@ from anabranch.mixers.channel_gate import ChannelGatedConnection, channel_connec
 from anabranch.mixers.connection import Connection, connect
 from anabranch.mixers.gated_mean import gated_mean
 from anabranch.mixers.matrices import (
-    DoublyStochasticResidual,
     cayley,
     grassmann,
     mix_matrix,
-    orthogonality_residual,
     permutation_mixture,
-    projector_residual,
     sinkhorn,
-    stochastic_residual,
     truncated_cayley,
 )
 from anabranch.mixers.mixer import (
@@ -28,6 +24,12 @@ from anabranch.mixers.modules import HyperConnection
 from anabranch.mixers.permutations import PermutationMixture, cyclic_permutations
 from anabranch.mixers.presets import Kind
 from anabranch.mixers.projection import LinearGates, Projection, SigmoidGates, SoftmaxGates
+from anabranch.mixers.residuals import (
+    DoublyStochasticResidual,
+    orthogonality_residual,
+    projector_residual,
+    stochastic_residual,
+)
 from anabranch.mixers.sequence import HyperConnectionSequence
 from anabranch.mixers.spectrum import Spectrum, spectrum
 from anabranch.mixers.streams import expand_streams, reduce_streams

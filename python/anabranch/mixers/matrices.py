@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from anabranch.core.arguments import call_as, check_floating
 from anabranch.core.library import ops
+from anabranch.mixers import matrix_autograd  # noqa: F401  (the op's fake and gradient)
 from anabranch.mixers.mixer import (
     Backward,
     Cayley,
@@ -22,66 +23,7 @@ from anabranch.mixers.mixer import (
     check_num_streams,
 )
 from anabranch.mixers.permutations import PermutationMixture, Permutations
-
-
-class DoublyStochasticResidual(NamedTuple):
-    """How far a matrix is from doubly stochastic.
-
-    Attributes:
-        row_error, column_error: `[...]`, the largest error of a sum, without gradient.
-    """
-
-    row_error: Tensor
-    column_error: Tensor
-
-
-def stochastic_residual(matrices: Tensor) -> DoublyStochasticResidual:
-    """`max |sum - 1|` over the rows and over the columns of `[..., n, n]`.
-
-    Args:
-        matrices: `[..., n, n]`.
-
-    Returns:
-        A `DoublyStochasticResidual` of `[...]`, in the dtype of the matrices, without gradient.
-
-    Cost:
-        Two sums over the matrices.
-    """
-    given = matrices.detach()
-    row, column = ((given.sum(dim) - 1).abs().amax(-1) for dim in (-1, -2))
-    return DoublyStochasticResidual(row, column)
-
-
-def orthogonality_residual(matrices: Tensor) -> Tensor:
-    """`max |H^T H - I|` of `[..., n, n]`, in float64; `[...]`, without gradient.
-
-    Args:
-        matrices: `[..., n, n]`.
-
-    Returns:
-        float64 `[...]`.
-
-    Cost:
-        A product of n x n matrices in float64 for each.
-    """
-    given = matrices.detach().double()
-    return (given.mT @ given - torch.eye(given.shape[-1], dtype=given.dtype, device=given.device)).abs().amax((-1, -2))
-
-
-def projector_residual(matrices: Tensor) -> Tensor:
-    """`max |H H - H|` of `[..., n, n]`, in float64; `[...]`, without gradient.
-
-    Args:
-        matrices: `[..., n, n]`.
-
-    Returns:
-        float64 `[...]`.
-
-    Cost:
-        A product of n x n matrices in float64 for each.
-    """
-    given = matrices.detach().double()
-    return (given @ given - given).abs().amax((-1, -2))
+from anabranch.mixers.residuals import orthogonality_residual, projector_residual, stochastic_residual
 
 
 def mix_matrix(logits: Tensor, mixer: Mixer, n: int, *, check: bool = False) -> Tensor:
@@ -314,32 +256,3 @@ def grassmann(logits: Tensor, *, check: bool = False, return_residual: bool = Fa
     n, rank = logits.shape[-2:]
     matrices = _mix(op, logits.flatten(-2), Grassmann(rank), n, check)
     return (matrices, projector_residual(matrices)) if return_residual else matrices
-
-
-@torch.library.register_fake("anabranch::mix_matrix")
-def _(logits: Tensor, permutations: Tensor | None, num_streams: int, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape[0], num_streams, num_streams)
-
-
-@torch.library.register_fake("anabranch::mix_matrix_backward")
-def _(dmatrices: Tensor, logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(logits.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    logits, permutations, *ctx.options = inputs
-    ctx.save_for_backward(logits, output, permutations)
-
-
-def _backward(ctx: Any, dmatrices: Tensor) -> tuple[Tensor | None, ...]:
-    logits, matrices, permutations = ctx.saved_tensors
-    dlogits = ops.mix_matrix_backward(dmatrices, logits, matrices, permutations, *ctx.options)
-    return (dlogits, *(None,) * (1 + len(ctx.options)))
-
-
-def _no_double_backward(ctx: Any, *grads: Tensor) -> None:
-    raise NotImplementedError("mix_matrix: it is differentiable once; compose torch's ops for more")
-
-
-torch.library.register_autograd("anabranch::mix_matrix", _backward, setup_context=_save)
-torch.library.register_autograd("anabranch::mix_matrix_backward", _no_double_backward)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anabranch.mixers.matrices import orthogonality_residual, stochastic_residual
 from anabranch.mixers.recording import recording
+from anabranch.mixers.residuals import orthogonality_residual, stochastic_residual
 from anabranch.mixers.spectrum_chart import chart
 
 

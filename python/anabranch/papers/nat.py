@@ -215,8 +215,8 @@ class NAT(WholeState):
             known, newest_event = len(self.edge_features), int(events.event_id.max())
             if newest_event >= known:
                 raise ValueError(
-                    f"insert: event_id has {newest_event}, must be below {known} as edge_features has {known} rows; make "
-                    "the model with the features of all events"
+                    f"insert: event_id has {newest_event}, must be below {known} as edge_features has {known} rows; "
+                    "make the model with the features of all events"
                 )
         stats = self.cache.update(src, dst, events.time, events.event_id, rows.cache)
         ends = torch.cat([src, dst])

@@ -42,8 +42,8 @@ class RunningMoments(RunningSums):
             increments: `[n, dim]`, in the dtype of the sums. No gradient is kept.
 
         Raises:
-            ValueError: shapes, dtypes or devices that do not fit; on the CPU a NaN or a node of num_nodes or more, which
-                a GPU passes over. Nothing has been written then.
+            ValueError: shapes, dtypes or devices that do not fit; on the CPU a NaN or a node of num_nodes or more,
+                which a GPU passes over. Nothing has been written then.
 
         Cost:
             Reads and writes 2 * dim sums of each node in the batch, and of no other.

@@ -46,7 +46,7 @@ docs: build
 # The C++ tests link the kernels that were just built; `make cpp-test` alone builds its own.
 test: build
 	$(MAKE) cpp-test KERNELS="$$(ls -t $(CURDIR)/build/cpython-3*/libanabranch_kernels.a | head -n 1)"
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests --durations=15 --durations-min=5
 
 # What calls CPU kernels, with every kernel of the process on one instruction set: each that this CPU has. The skip
 # room's tests go through all of them by themselves (tests/conftest.py: cpu_isa).

@@ -33,8 +33,8 @@ namespace anabranch {
 #endif
 
 /// A leaf of 60 keys of one word is as large as four lines of the slowest prefetch group and as two stops of a scan;
-/// see docs/bskiplist.md for the measurements that chose it. Programs that use the headers alone may define another size:
-/// a multiple of 8 from 32 on. Libraries, files and tensors all have this one.
+/// see docs/bskiplist.md for the measurements that chose it. Programs that use the headers alone may define another
+/// size: a multiple of 8 from 32 on. Libraries, files and tensors all have this one.
 #if !defined(ANABRANCH_INDEX_NODE_WORDS)
 #define ANABRANCH_INDEX_NODE_WORDS 128
 #endif

@@ -1,10 +1,10 @@
 // Writing a batch to nodes on the GPU: one warp for each node that the batch names, and it sees its events in order.
 //
 // There is no sort. Every position of the batch gets a warp; the warp of a node's first position looks after the node
-// and walks the batch from there, the others leave. n positions cost at most n^2 / 64 loads of 32 lanes, all from L2; up
-// to some thousands that should be less than a sort's launches, an estimate that no GPU has confirmed. Batches are cut
-// into launches of node_warp_chunk positions, one behind another on the stream; that changes nothing, because a launch
-// continues what the one before left.
+// and walks the batch from there, the others leave. n positions cost at most n^2 / 64 loads of 32 lanes, all from L2;
+// up to some thousands that should be less than a sort's launches, an estimate that no GPU has confirmed. Batches are
+// cut into launches of node_warp_chunk positions, one behind another on the stream; that changes nothing, because a
+// launch continues what the one before left.
 #pragma once
 
 #include "anabranch/core/simt.cuh"

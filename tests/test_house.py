@@ -52,3 +52,16 @@ def test_the_test_sees_what_it_looks_for() -> None:
         "plan",
         "index",
     }
+
+
+def test_one_version_everywhere() -> None:
+    if not (ROOT / "CMakeLists.txt").is_file():
+        pytest.skip("the sources are not beside these tests")
+    places = {
+        "pyproject.toml": r'^version = "(.+)"',
+        "CMakeLists.txt": r"project\(anabranch VERSION (\S+)",
+        "python/anabranch/__init__.py": r'^__version__ = "(.+)"',
+        "CHANGELOG.md": r"^## (\S+), \d{4}-\d\d-\d\d",
+    }
+    found = {path: re.findall(pattern, (ROOT / path).read_text(), re.MULTILINE)[0] for path, pattern in places.items()}
+    assert len(set(found.values())) == 1, found

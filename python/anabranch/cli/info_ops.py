@@ -6,15 +6,14 @@ import importlib
 import importlib.util
 import os
 import pkgutil
-import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import anabranch
 from anabranch.cli.isas import ISAS
+from anabranch.cli.machine import device_name
 from anabranch.core.library import has_cuda_kernels, ops
 from anabranch.core.self_test import SelfTest
 
@@ -34,7 +33,8 @@ def print_ops(record: dict[str, Any]) -> list[str]:
     in_use = list(ISAS)[ops.cpu_isa()]
     on_gpu = has_cuda_kernels and torch.cuda.is_available()
     print("\nThis machine")
-    print(f"  CPU: {_cpu_name()}, {torch.get_num_threads()} threads; kernels use {ISAS[in_use]}{_why_isa(in_use)}")
+    cpu = device_name(torch.device("cpu"))
+    print(f"  CPU: {cpu}, {torch.get_num_threads()} threads; kernels use {ISAS[in_use]}{_why_isa(in_use)}")
     print(f"  GPU: {_gpu(on_gpu)}")
     problems, count = [], 0
     for room, tests in rooms():
@@ -113,11 +113,3 @@ def _gpu(on_gpu: bool) -> str:
     if not has_cuda_kernels:
         return "none used: this build has no CUDA kernels"
     return "none found: the CUDA kernels are loaded and wait for one"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

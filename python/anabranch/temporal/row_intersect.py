@@ -175,24 +175,24 @@ def _save_sum(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(None if weights is None else rows, weights, *graph)
 
 
-def _sum_backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    x, weights, *graph = ctx.saved_tensors
+def _gradients(ctx: Any, given: Tensor, adjoint: Any, is_sum: bool) -> tuple[Tensor | None, ...]:
+    """Of what `_save_sum` kept: to the rows by the adjoint op, to weights by the op that takes dout and x."""
+    rows, weights, *graph = ctx.saved_tensors
     sets = (*graph, ctx.mode, ctx.exclude_pair)
-    dx = ops.row_set_sum_backward(dout, *sets, weights, ctx.seed) if ctx.needs_input_grad[0] else None
+    drows = adjoint(given, *sets, weights, ctx.seed) if ctx.needs_input_grad[0] else None
     dweights = None
     if ctx.needs_input_grad[7]:
+        dout, x = (given, rows) if is_sum else (rows, given)
         dweights = ops.row_set_dot(dout, x, *sets, weights.shape[1], ctx.seed)
-    return dx, *(None,) * 6, dweights, None
+    return drows, *(None,) * 6, dweights, None
+
+
+def _sum_backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    return _gradients(ctx, dout, ops.row_set_sum_backward, is_sum=True)
 
 
 def _backward_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-    dout, weights, *graph = ctx.saved_tensors
-    sets = (*graph, ctx.mode, ctx.exclude_pair)
-    ddout = ops.row_set_sum(ddx, *sets, weights, ctx.seed) if ctx.needs_input_grad[0] else None
-    dweights = None
-    if ctx.needs_input_grad[7]:
-        dweights = ops.row_set_dot(dout, ddx, *sets, weights.shape[1], ctx.seed)
-    return ddout, *(None,) * 6, dweights, None
+    return _gradients(ctx, ddx, ops.row_set_sum, is_sum=False)
 
 
 def _save_dot(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
